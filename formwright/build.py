@@ -1,0 +1,362 @@
+"""Expression tree -> Model. Width, causality and facts of the data flow along the tree; what a part can't do is
+collected and answered in one list.
+
+What an expression leaves open is filled from the data: a missing embedding or head, and every constructor argument
+that bears the name of a fact (vocab, length, classes, horizon ...).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from formwright import lang, parts
+from formwright.contract import (
+    ChannelMixer,
+    Layout,
+    Norm,
+    ResidualStyle,
+    TokenMixer,
+    Wiring,
+)
+from formwright.lang import Chain, Expr, Parallel, Part, Repeat, Sum, SyntaxProblem
+from formwright.model import Model
+
+FACTS = (
+    *("causal", "length", "rank", "vocab", "classes", "outputs", "channels", "image", "variates", "horizon"),
+    *("input_length", "numeric", "categories"),
+)
+WIDTH = 256
+
+
+class BuildProblem(ValueError):
+    """Why an expression can't be built: one reason a line, each with its place in the text."""
+
+    def __init__(self, reasons: list[str]):
+        self.reasons = reasons
+        super().__init__("\n".join(reasons))
+
+
+def build(
+    expression: str | Expr,
+    data: Any = None,
+    *,
+    facts: dict[str, Any] | None = None,
+    dim: int | None = None,
+    causal: bool | None = None,
+    seed: int = 0,
+) -> Model:
+    """The model that `expression` says, its weights drawn from `seed`.
+
+    data    a source (formwright.data.open): gives embedding, head and facts where the expression leaves them open
+    facts   further facts by name, such as {"vocab": 4096, "length": 512}; they win over the data's
+    dim     the width, where the embedding doesn't say it
+    causal  whether mixers look back alone; without it the head decides
+
+    Raises SyntaxProblem or BuildProblem, which say where and why."""
+    text = expression if isinstance(expression, str) else str(expression)
+    tree = lang.as_expression(expression)
+    known = {**(data.facts if data is not None else {}), **(facts or {})}
+    builder = _Builder(text if isinstance(expression, str) else "")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = builder.model(tree, data, known, dim, causal)
+    if builder.problems:
+        raise BuildProblem(builder.problems)
+    return model
+
+
+def complete(expression: str | Expr, data: Any = None, *, dim: int | None = None) -> Expr:
+    """The expression with the embedding and head that the data imply, and the width written at the embedding."""
+    tree = lang.as_expression(expression)
+    items = list(tree.items) if isinstance(tree, Chain) else [tree]
+    embed, head = (data.embed, data.head) if data is not None else ("tokens", "lm")
+    if _kind(items[0]) != "embed":
+        items.insert(0, Part(embed))
+    if _kind(items[-1]) != "head":
+        items.append(Part(head))
+    first = items[0]
+    if dim is not None and "dim" not in first.options:
+        items[0] = Part(first.name, {"dim": dim, **first.options}, first.arguments, first.place)
+    return Chain(tuple(items))
+
+
+def default_stack(mixer: str | Expr, depth: int = 4) -> Expr:
+    """The stack that a bare mixer stands for: depth*(mixer + swiglu); attention with rotary positions."""
+    part = lang.as_expression(mixer)
+    if isinstance(part, Part) and part.name == "attention" and "position" not in part.options:
+        part = part(position=Part("rope"))
+    return depth * (part + Part("swiglu"))
+
+
+def is_bare_mixer(expression: str | Expr) -> bool:
+    """True where the expression is one token mixer and nothing else."""
+    tree = lang.as_expression(expression)
+    return isinstance(tree, Part) and _kind(tree) == "mixer"
+
+
+def _kind(tree: Expr) -> str | None:
+    return parts.get(tree.name).card.kind if isinstance(tree, Part) and tree.name in parts.names() else None
+
+
+class _Builder:
+    """Builds one tree; `problems` gathers what parts refuse."""
+
+    def __init__(self, text: str):
+        self.text = text
+        self.problems: list[str] = []
+
+    def model(self, tree: Expr, data: Any, facts: dict[str, Any], dim: int | None, causal: bool | None) -> Model:
+        for node in lang.walk(tree):
+            if isinstance(node, Part):
+                self.known(node)
+        full = complete(tree, data, dim=dim)
+        first, *body, last = full.items
+        for node in body:
+            if _kind(node) in ("embed", "head"):
+                what = "first" if _kind(node) == "embed" else "last"
+                self.fail(f"{node.name} is the {_kind(node)}, which stands {what}", node)
+        if not body:
+            raise SyntaxProblem("between the embedding and the head stands a stack, but here is none", self.text, None)
+        embed_options = self.bound(first, facts)
+        width = embed_options.pop("dim", None) or WIDTH
+        embed = self.construct(first, parts.get(first.name), (width,), embed_options)
+        head_class = parts.get(last.name)
+        flow = {**facts, "causal": head_class.causal if causal is None else causal}
+        flow["rank"] = getattr(embed, "rank", 1)
+        flow.setdefault("length", 1024)
+        stack = self.stage(Chain(tuple(body)) if len(body) > 1 else body[0], width, flow, parts.get("prenorm"))
+        if not isinstance(stack, Wiring):
+            raise BuildProblem(self.problems)
+        vocab = getattr(embed, "vocab", None)
+        known = {**flow, **({"vocab": vocab} if vocab else {}), "tokens": getattr(embed, "tokens", None)}
+        head_options = self.bound(last, known, extra=("tokens",))
+        head = self.construct(last, head_class, (stack.dim_out,), head_options)
+        if self.problems:
+            raise BuildProblem(self.problems)
+        norm = nn.Identity() if stack.normed else self.final_norm(stack)
+        width_text = Part(first.name, {"dim": width, **{k: v for k, v in first.options.items() if k != "dim"}})
+        canonical = str(Chain((Part(width_text.name, width_text.options, first.arguments), *body, last)))
+        return Model(embed, stack, norm, head, canonical, facts, causal=flow["causal"])
+
+    def final_norm(self, stack: Wiring) -> Norm:
+        """The norm before the head: of the kind that the last residual style uses."""
+        styles = [
+            m for m in stack.modules() if isinstance(m, ResidualStyle) and isinstance(getattr(m, "norm", 0), Norm)
+        ]
+        make = type(styles[-1].norm) if styles else parts.get("rmsnorm")
+        return make(stack.dim_out)
+
+    def stage(self, tree: Expr, dim: int, flow: dict[str, Any], style: Callable) -> Wiring | None:
+        """A stage of the stack: mixers and channel mixers get the residual style around them."""
+        from formwright.wiring.stack import Residual
+
+        if isinstance(tree, (Chain, Repeat)):
+            items = tree.items if isinstance(tree, Chain) else (tree.body,) * tree.times
+            return self.chain(items, dim, flow, lambda item, d, f: self.stage(item, d, f, style))
+        if isinstance(tree, Sum):
+            return self.chain(tree.items, dim, flow, lambda item, d, f: self.summand(item, d, f, style))
+        if isinstance(tree, Part):
+            cls = parts.get(tree.name)
+            if issubclass(cls, ResidualStyle):
+                return self.styled(tree, cls, dim, flow)
+            if issubclass(cls, Norm):
+                return self.branch(tree, dim, flow, style)
+            if issubclass(cls, Wiring) and not cls.branch:
+                return self.wiring(tree, cls, dim, flow, style)
+        inner = self.branch(tree, dim, flow, style)
+        if inner is None:
+            return None
+        if inner.dim_out != inner.dim:
+            return self.fail("a residual branch must keep the width", tree)
+        return Residual(inner, style(dim))
+
+    def summand(self, item: Expr, dim: int, flow: dict[str, Any], style: Callable) -> Wiring | None:
+        """One item of a + b: a chain or a wiring in brackets is one branch."""
+        from formwright.wiring.stack import Residual
+
+        wiring = isinstance(item, Part) and issubclass(parts.get(item.name), Wiring)
+        if isinstance(item, Chain) or wiring:
+            inner = self.branch(item, dim, flow, style)
+            if inner is not None and inner.dim_out != dim:
+                return self.fail("a residual branch must keep the width", item)
+            return inner and Residual(inner, style(dim))
+        return self.stage(item, dim, flow, style)
+
+    def branch(self, tree: Expr, dim: int, flow: dict[str, Any], style: Callable) -> Wiring | None:
+        """What stands inside a residual: parts as they are, without norm or residual of their own."""
+        from formwright.wiring.stack import Parallel as ParallelStage
+        from formwright.wiring.stack import Plain
+
+        if isinstance(tree, (Chain, Repeat)):
+            items = tree.items if isinstance(tree, Chain) else (tree.body,) * tree.times
+            return self.chain(items, dim, flow, lambda item, d, f: self.branch(item, d, f, style))
+        if isinstance(tree, Sum):
+            return self.stage(tree, dim, flow, style)
+        if isinstance(tree, Parallel):
+            branches = [self.branch(item, dim, flow, style) for item in tree.items]
+            if None in branches:
+                return None
+            if any(b.dim_out != dim for b in branches):
+                return self.fail("branches in parallel must keep the width", tree)
+            return ParallelStage(branches, dim)
+        cls = parts.get(tree.name)
+        if issubclass(cls, (TokenMixer, ChannelMixer, Norm)):
+            part = self.construct(tree, cls, (dim,), self.bound(tree, flow))
+            return part and Plain(part, dim)
+        if issubclass(cls, ResidualStyle):
+            return self.styled(tree, cls, dim, flow)
+        if issubclass(cls, Wiring):
+            return self.wiring(tree, cls, dim, flow, style)
+        return self.fail(
+            f"{tree.name} is a {cls.card.kind}; here stands a mixer, a channel mixer, a norm or a wiring", tree
+        )
+
+    def chain(self, items: tuple[Expr, ...], dim: int, flow: dict[str, Any], make: Callable) -> Wiring | None:
+        from formwright.wiring.stack import Stack
+
+        stages, width, failed = [], dim, False
+        for item in items:
+            stage = make(item, width, flow)
+            if stage is None:
+                failed = True
+                continue
+            stages.append(stage)
+            width = stage.dim_out
+            length = stage.after(Layout((flow["length"],) + (1,) * (flow["rank"] - 1))).grid[0]
+            flow = {**flow, "length": length}
+        return None if failed else Stack(stages, dim)
+
+    def wiring(self, tree: Part, cls: type, dim: int, flow: dict[str, Any], style: Callable) -> Wiring | None:
+        given = self.bound(tree, flow, stacks=cls.stacks)
+        stacks = {}
+        for name in cls.stacks:
+            inside = given.pop(name, None)
+            if not isinstance(inside, Expr):
+                return self.fail(f"{tree.name} takes {' and '.join(cls.stacks)}, an expression of parts", tree)
+            try:
+                flow_inside = cls.inside(name, flow, given)
+            except ValueError as error:
+                return self.fail(str(error), tree)
+            make = self.branch if cls.branch else self.stage
+            stacks[name] = make(inside, dim, flow_inside, style)
+        return None if None in stacks.values() else self.construct(tree, cls, (dim, *stacks.values()), given)
+
+    def styled(self, tree: Part, cls: type, dim: int, flow: dict[str, Any]) -> Wiring | None:
+        given = self.bound(tree, flow, stacks=("stack",))
+        inside = given.pop("stack", None)
+        if not isinstance(inside, Expr):
+            return self.fail(f"{tree.name} is written around a stack: {tree.name}(2*(attention + swiglu))", tree)
+        if self.construct(tree, cls, (dim,), given) is None:
+            return None
+        return self.stage(inside, dim, flow, functools.partial(cls, **given))
+
+    def known(self, part: Part) -> None:
+        """Raise SyntaxProblem unless the part is registered and its options are among those it has."""
+        try:
+            cls = parts.get(part.name)
+        except parts.UnknownPart as error:
+            raise SyntaxProblem(str(error), self.text, self.name_place(part)) from None
+        allowed = [*getattr(cls, "stacks", ()), *parts.options(cls)]
+        if issubclass(cls, ResidualStyle):
+            allowed = ["stack", *allowed]
+        for option in part.options:
+            if option not in allowed:
+                have = f"its options are {', '.join(allowed)}" if allowed else "it has no options"
+                message = f"{part.name} has no option {option!r}{parts.nearest(option, allowed)}; {have}"
+                raise SyntaxProblem(message, self.text, part.place)
+        if len(part.arguments) > len(allowed):
+            raise SyntaxProblem(f"{part.name} takes at most {len(allowed)} values", self.text, part.place)
+        for option in allowed[: len(part.arguments)]:
+            if option in part.options:
+                raise SyntaxProblem(f"{part.name} is given {option!r} twice", self.text, part.place)
+
+    def name_place(self, part: Part) -> tuple[int, int] | None:
+        return part.place and (part.place[0], part.place[0] + len(part.name))
+
+    def bound(
+        self, part: Part, flow: dict[str, Any], *, stacks: tuple[str, ...] = (), extra: tuple[str, ...] = ()
+    ) -> dict[str, Any]:
+        """The part's constructor arguments by name: those written, then facts that bear an open one's name."""
+        cls = parts.get(part.name)
+        parameters = parts.options(cls)
+        given = dict(zip([*stacks, *parameters], part.arguments, strict=False)) | part.options
+        for name, value in given.items():
+            if name in stacks:
+                continue
+            self.check_value(part, name, value, cls)
+            if isinstance(value, Part):
+                given[name] = self.factory(value)
+        for fact in (*FACTS, *extra):
+            if fact in parameters and fact not in given and flow.get(fact) is not None:
+                given[fact] = flow[fact]
+        missing = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n not in given]
+        if missing:
+            raise SyntaxProblem(
+                f"{part.name} needs {', '.join(missing)}; write {part.name}({missing[0]}=...), or give data that tell",
+                self.text,
+                part.place,
+            )
+        return given
+
+    def factory(self, part: Part) -> Callable:
+        """A part given as an option: its class with its own options bound."""
+        cls = parts.get(part.name)
+        given = self.bound(part, {})
+        return functools.partial(cls, **given) if given else cls
+
+    def check_value(self, part: Part, name: str, value: Any, cls: type) -> None:
+        hints = typing.get_type_hints(cls.__init__)
+        allowed = _simple_types(hints.get(name))
+        if isinstance(value, Expr):
+            if not isinstance(value, Part):
+                raise SyntaxProblem(f"{part.name}: {name} takes one part, not {value}", self.text, part.place)
+            if allowed is not None:
+                raise SyntaxProblem(f"{part.name}: {name} is no part, but here stands {value}", self.text, value.place)
+            return
+        if allowed is None:
+            return
+        fits = type(value) in allowed or (float in allowed and type(value) is int)
+        if not fits:
+            words = {int: "a whole number", float: "a number", str: "a string", bool: "True or False", tuple: "a tuple"}
+            wanted = " or ".join(words.get(t, "None") for t in allowed)
+            raise SyntaxProblem(f"{part.name}: {name} is {wanted}, not {value!r}", self.text, part.place)
+
+    def construct(self, part: Part, cls: type, arguments: tuple, given: dict[str, Any]) -> nn.Module | None:
+        try:
+            return cls(*arguments, **given)
+        except ValueError as error:
+            return self.fail(str(error), part)
+
+    def fail(self, reason: str, tree: Expr) -> None:
+        message = str(SyntaxProblem(reason, self.text, tree.place))
+        if message not in self.problems:
+            self.problems.append(message)
+
+
+def _simple_types(hint: Any) -> tuple[type, ...] | None:
+    """The plain value types that a hint allows; None where it allows parts or says nothing."""
+    members = (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
+    plain = tuple(typing.get_origin(m) or m for m in members)
+    return plain if all(m in (int, float, str, bool, tuple, type(None)) for m in plain) else None
+
+
+class _Callable(types.ModuleType):
+    """Lets `formwright.build` be the function, though it is this module's name too."""
+
+    __call__ = staticmethod(build)
+
+
+sys.modules[__name__].__class__ = _Callable

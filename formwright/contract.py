@@ -1,0 +1,457 @@
+"""What every part agrees to: tokens, their geometry, costs, cards and base classes.
+
+Tokens travel as x: (B, N, D). Their geometry travels beside them in a `Layout`, made once per forward. A token mixer
+maps (B, N, D) to (B, N, D); a causal one can also `extend` a state by further tokens, and forward(x) equals extend over
+any split of x. A part that can't do something raises `Unsupported`, naming itself and the option; it never computes
+something else.
+
+Shapes by letters: B batch, N tokens, D width, H heads, K key width per head, V value width per head, C chunk,
+M context tokens, A axes, S packed sequences.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+PATTERNS = ("self", "causal", "cross", "causal_cross")
+KINDS = ("mixer", "channel", "position", "norm", "wiring", "embed", "head")
+
+
+class Unsupported(ValueError):
+    """A part was asked for something it can't do. The message names part, option and reason."""
+
+    def __init__(self, part: str, option: str, reason: str):
+        super().__init__(f"{part} does not support {option}: {reason}")
+        self.part, self.option, self.reason = part, option, reason
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The geometry of the N tokens of x: (B, N, D).
+
+    grid     token axes after `prefix` class or register tokens; prefix + prod(grid) = N
+    lengths  (B,) integers: valid tokens of each row of a padded batch (valid tokens come first)
+    offsets  (S+1,) integers: bounds of S sequences packed end to end in one row (B = 1)
+    coords   (B, N, A) reals: coordinates of irregular tokens (points, events, time stamps)
+    """
+
+    grid: tuple[int, ...]
+    prefix: int = 0
+    lengths: Tensor | None = None
+    offsets: Tensor | None = None
+    coords: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """N, the number of tokens."""
+        return self.prefix + math.prod(self.grid)
+
+    @property
+    def plain(self) -> bool:
+        """True when every row holds one sequence of N valid tokens: neither padded nor packed."""
+        return self.lengths is None and self.offsets is None
+
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError unless this layout describes x: (B, N, D)."""
+        if x.ndim != 3:
+            raise ValueError(f"tokens are (B, N, D), but got a tensor of shape {tuple(x.shape)}")
+        if x.shape[1] != self.tokens:
+            raise ValueError(f"the layout {self.prefix} + {self.grid} has {self.tokens} tokens, but x has {x.shape[1]}")
+        if self.lengths is not None and self.offsets is not None:
+            raise ValueError("a layout is padded (lengths) or packed (offsets), not both")
+        if self.lengths is not None and self.lengths.shape != (x.shape[0],):
+            raise ValueError(f"lengths must be ({x.shape[0]},), one a row, but are {tuple(self.lengths.shape)}")
+        if self.lengths is not None and not ((self.lengths >= 1) & (self.lengths <= self.tokens)).all():
+            raise ValueError(f"lengths must lie in 1..{self.tokens}, but are {self.lengths.tolist()}")
+        if self.offsets is not None:
+            bounds = self.offsets.tolist()
+            if x.shape[0] != 1 or bounds[0] != 0 or bounds[-1] != x.shape[1] or bounds != sorted(bounds):
+                raise ValueError(f"offsets must rise from 0 to N={x.shape[1]} in one row, but are {bounds}")
+        if self.coords is not None and self.coords.shape[:2] not in (x.shape[:2], (1, x.shape[1])):
+            raise ValueError(f"coords must be (B, N, A), but are {tuple(self.coords.shape)}")
+
+    def valid(self, device: torch.device | None = None) -> Tensor | None:
+        """(B, N) booleans, True for tokens that are no padding; None where nothing is padded."""
+        if self.lengths is None:
+            return None
+        return torch.arange(self.tokens, device=device) < self.lengths.to(device)[:, None]
+
+    def sequence_ids(self, device: torch.device | None = None) -> Tensor | None:
+        """(N,) the number of the packed sequence each token belongs to; None where nothing is packed."""
+        if self.offsets is None:
+            return None
+        steps = torch.arange(self.tokens, device=device)
+        return torch.bucketize(steps, self.offsets.to(device)[1:], right=True)
+
+    def positions(self, device: torch.device | None = None) -> Tensor:
+        """(N, A) or (B, N, A) coordinates: `coords` where given, else grid indices; prefix tokens stand at 0,
+        packed sequences each begin at 0."""
+        if self.coords is not None:
+            return self.coords.to(device)
+        if self.offsets is not None:
+            bounds = self.offsets.to(device)
+            steps = torch.arange(self.tokens, device=device)
+            return (steps - bounds[self.sequence_ids(device)])[:, None]
+        axes = [torch.arange(n, device=device) for n in self.grid]
+        index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(self.grid))
+        if self.prefix:
+            index = torch.cat([index.new_zeros(self.prefix, len(self.grid)), index])
+        return index
+
+    def sequences(self) -> Iterator[tuple[int, slice, Layout]]:
+        """(row, slice of tokens, plain layout) of every sequence of a padded or packed batch, without its padding."""
+        if self.offsets is not None:
+            bounds = self.offsets.tolist()
+            for a, b in itertools.pairwise(bounds):
+                coords = None if self.coords is None else self.coords[:, a:b]
+                if b > a:
+                    yield 0, slice(a, b), Layout((b - a,), coords=coords)
+        elif self.lengths is not None:
+            if len(self.grid) > 1:
+                raise ValueError("a padded batch has one token axis, but the grid has " + str(len(self.grid)))
+            for row, n in enumerate(self.lengths.tolist()):
+                coords = None if self.coords is None else self.coords[row : row + 1, :n]
+                yield row, slice(0, n), Layout((n - self.prefix,), self.prefix, coords=coords)
+
+    def with_grid(self, *grid: int) -> Layout:
+        """This layout with another grid (lengths, offsets and coords must be absent)."""
+        if not self.plain or self.coords is not None:
+            raise ValueError("only a plain layout can change its grid")
+        return replace(self, grid=tuple(grid))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one forward costs.
+
+    params       parameters
+    macs         multiply-adds of matrix products and convolutions, as torch's FlopCounterMode counts (half its FLOPs)
+    state_bytes  bytes of extend's state after the layout's N tokens, in the parameters' dtype
+    other_flops  FFTs and element-wise scans: stated, not counted
+    """
+
+    params: int = 0
+    macs: int = 0
+    state_bytes: int = 0
+    other_flops: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.params + other.params,
+            self.macs + other.macs,
+            self.state_bytes + other.state_bytes,
+            self.other_flops + other.other_flops,
+        )
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a part is and what it claims; the laws hold it to this.
+
+    name        its name in expressions
+    kind        one of KINDS
+    summary     one line in our own words
+    source      title, arXiv id, year
+    patterns    which of "self", "causal", "cross", "causal_cross" a mixer computes
+    grid_ranks  how many token axes it takes; (1,) for sequences alone, () for any
+    time        how multiply-adds grow with N: "1", "N", "N log N", "N^2"
+    state       how the bytes of extend's state grow with N: "0", "1", "N"
+    symmetries  of "permutation" (of tokens), "shift" (along the sequence), "resolution"
+    tolerances  dtype name -> relative tolerance of fast against reference, where it differs from the laws' own
+    """
+
+    name: str
+    kind: str = "mixer"
+    summary: str = ""
+    source: str = ""
+    patterns: tuple[str, ...] = ()
+    grid_ranks: tuple[int, ...] = ()
+    time: str = "N"
+    state: str = "1"
+    symmetries: tuple[str, ...] = ()
+    tolerances: dict[str, float] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"card {self.name!r}: kind is one of {', '.join(KINDS)}, not {self.kind!r}")
+        for attribute in ("patterns", "grid_ranks", "symmetries"):
+            value = getattr(self, attribute)
+            object.__setattr__(self, attribute, (value,) if isinstance(value, (str, int)) else tuple(value))
+        unknown = set(self.patterns) - set(PATTERNS)
+        if unknown:
+            raise ValueError(f"card {self.name!r}: patterns are among {', '.join(PATTERNS)}, not {sorted(unknown)}")
+
+
+class TokenMixer(nn.Module):
+    """Mixes tokens: (B, N, D) -> (B, N, D). Subclasses set `card` and write forward and cost; a causal one also writes
+    empty and extend. They may write `reference`, with forward's signature: the slow, obvious definition that the laws
+    compare forward with (a mixer whose ops take a backend may instead pass on `self.backend`, which the laws set to
+    "reference")."""
+
+    card: Card
+    backend: str = "auto"
+
+    def __init__(self, dim: int, *, causal: bool = False):
+        super().__init__()
+        self.dim, self.causal = dim, causal
+        pattern = "causal" if causal else "self"
+        supported = self.card.patterns
+        if pattern not in supported and not any(p.endswith("cross") for p in supported):
+            have = " and ".join(supported) or "nothing"
+            raise Unsupported(self.card.name, f"causal={causal}", f"it computes the {have} pattern alone")
+
+    def forward(
+        self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
+    ) -> Tensor:
+        """x (B, N, D), context (B, M, D) for the cross patterns -> (B, N, D)."""
+        raise NotImplementedError
+
+    def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Any:
+        """The state before the first token: a pytree of tensors, in `like`'s dtype and device (the parameters'
+        without it), with room for `capacity` tokens where the state grows."""
+        raise Unsupported(self.card.name, "extend", "it has no state to decode with")
+
+    def extend(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """x (B, T, D), T >= 1 further tokens -> their outputs (B, T, D) and the new state."""
+        raise Unsupported(self.card.name, "extend", "it has no state to decode with")
+
+    def cost(self, layout: Layout, batch: int = 1) -> Cost:
+        """The closed form of one forward's cost."""
+        raise NotImplementedError
+
+    def refuse(self, option: str, reason: str) -> None:
+        """Raise Unsupported in this part's name."""
+        raise Unsupported(self.card.name, option, reason)
+
+
+class ChannelMixer(nn.Module):
+    """Mixes the channels of each token by itself: (B, N, D) -> (B, N, D), a feed-forward part."""
+
+    card: Card
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        raise NotImplementedError
+
+    def cost(self, layout: Layout, batch: int = 1) -> Cost:
+        raise NotImplementedError
+
+
+class Norm(nn.Module):
+    """Normalises each token's channels: (..., D) -> (..., D)."""
+
+    card: Card
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Position(nn.Module):
+    """Tells tokens where they stand. `role` says how: an "embed" position is made with `dim` and adds to embedded
+    tokens by `embed`; a "rotate" position is made with `dim` = head_dim and turns queries and keys by `rotate`; a
+    "bias" position is made with `heads` and gives a score bias by `bias`."""
+
+    card: Card
+    role: str  # "embed" | "rotate" | "bias"
+
+    def embed(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x (B, N, D), positions (N, A) or (B, N, A) -> x with positions added."""
+        raise Unsupported(self.card.name, "embed", f"it is a {self.role} position")
+
+    def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
+        """x (B, N, H, K), positions (N, A) or (B, N, A) -> x turned by its positions."""
+        raise Unsupported(self.card.name, "rotate", f"it is a {self.role} position")
+
+    def bias(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Positions (..., N, A) of queries, (..., M, A) of keys -> (..., H, N, M) added to the scores."""
+        raise Unsupported(self.card.name, "bias", f"it is a {self.role} position")
+
+
+class Embed(nn.Module):
+    """Turns raw inputs into tokens and their layout."""
+
+    card: Card
+    dim: int
+
+    def forward(self, inputs: Tensor, layout: Layout | None = None) -> tuple[Tensor, Layout]:
+        """Raw inputs -> x (B, N, D) and its layout. `layout` carries lengths or offsets that the data know."""
+        raise NotImplementedError
+
+    def layout(self, inputs: tuple[int, ...]) -> Layout:
+        """The layout of tokens that inputs of this shape (without the batch) give."""
+        raise NotImplementedError
+
+    def extend(self, inputs: Tensor, start: int) -> Tensor:
+        """Further raw inputs, the first at position `start` -> (B, T, D); embeds of causal models write it."""
+        raise Unsupported(self.card.name, "extend", "it does not embed one token after another")
+
+    def cost(self, layout: Layout, batch: int = 1) -> Cost:
+        raise NotImplementedError
+
+
+class Head(nn.Module):
+    """Turns the stack's tokens into predictions, and knows its loss and its scores. `causal` says whether the head
+    makes the stack before it causal."""
+
+    card: Card
+    causal: bool = False
+
+    def forward(self, x: Tensor, layout: Layout, inputs: Tensor | None = None) -> Tensor:
+        """x (B, N, D) after the last norm, the raw inputs beside it -> predictions."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean training loss, a scalar."""
+        raise NotImplementedError
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, int]]:
+        """name -> (sum over scored items, number of them); "loss" always among them. Means of many batches add up."""
+        raise NotImplementedError
+
+    def cost(self, layout: Layout, batch: int = 1) -> Cost:
+        raise NotImplementedError
+
+
+class Wiring(nn.Module):
+    """A part that joins others: stacks, residuals, loops, pyramids. Takes and returns tokens with their layout, which
+    it may change, as it may the width (`dim` in, `dim_out` out).
+
+    stacks    names of the constructor's arguments that are expressions; the builder gives the modules in their place
+    branch    True where it stands as one residual branch, with a norm of its own, like a mixer
+    normed    True where its output is normalised already
+    """
+
+    card: Card
+    stacks: tuple[str, ...] = ("stack",)
+    branch: bool = False
+    normed: bool = False
+    dim: int
+    dim_out: int
+
+    @classmethod
+    def inside(cls, stack: str, flow: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+        """What flows into the argument `stack`: causal, length, and other facts, changed where need be. Raises
+        Unsupported where this wiring can't stand in such a flow."""
+        return flow
+
+    def forward(
+        self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
+    ) -> tuple[Tensor, Layout]:
+        """x (B, N, D), context (B, M, D) for cross parts inside -> tokens and their layout."""
+        raise NotImplementedError
+
+    def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Any:
+        """The state before the first token."""
+        raise Unsupported(self.card.name, "extend", "it has no state to decode with")
+
+    def extend(
+        self, x: Tensor, state: Any, context: Tensor | None = None, context_layout: Layout | None = None
+    ) -> tuple[Tensor, Any]:
+        """T further tokens -> the further tokens they give (their number may differ where the grid changes), state."""
+        raise Unsupported(self.card.name, "extend", "it has no state to decode with")
+
+    def after(self, layout: Layout) -> Layout:
+        """The layout that forward gives back for this one."""
+        return layout
+
+    def inner(self, layout: Layout) -> list[tuple[str, nn.Module, Layout]]:
+        """(what it is for, part, the layout it gets) of the parts inside, in order of their work; a part that works
+        twice stands there twice. cost and show are read off this."""
+        return []
+
+    def cost(self, layout: Layout, batch: int = 1) -> Cost:
+        """The parts' costs, parameters of shared parts counted once."""
+        works = Cost()
+        for _, part, place in self.inner(layout):
+            works = works + part_cost(part, place, batch)
+        return replace(works, params=parameter_count(self))
+
+
+class ResidualStyle(nn.Module):
+    """How a branch joins the stream: it gets before(x), and join(x, y) takes its output y in. A wiring written around
+    a stack, it holds for all branches inside.
+
+    normed  True where join's output is normalised already
+    """
+
+    card: Card
+    normed: bool = False
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+
+    def before(self, x: Tensor) -> Tensor:
+        return x
+
+    def join(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+    def inner(self) -> list[tuple[str, nn.Module]]:
+        """(what for, part) of the norms and gates of this style."""
+        return []
+
+
+def part_cost(part: nn.Module, layout: Layout, batch: int = 1) -> Cost:
+    """The cost of a part inside a wiring; norms have parameters and no multiply-adds."""
+    return Cost(params=parameter_count(part)) if isinstance(part, Norm) else part.cost(layout, batch)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """How many parameters `module` has, each counted once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def state_bytes(state: Any) -> int:
+    """The bytes of all tensors in a state, whatever pytree it is."""
+    return sum(t.numel() * t.element_size() for t in _pytree.tree_leaves(state) if isinstance(t, Tensor))
+
+
+def element_size(module: nn.Module) -> int:
+    """Bytes of one element in the dtype of the module's parameters (float32 where it has none)."""
+    return next((p.element_size() for p in module.parameters()), 4)
+
+
+def split_heads(part: str, dim: int, heads: int | None = None, head_dim: int | None = None) -> tuple[int, int]:
+    """(heads, head_dim) that a mixer of width dim uses: those given; with one given the other follows from dim; with
+    neither, heads of about 64, and a head_dim that is a multiple of 8.
+
+    Raises ValueError where dim is no multiple of the heads given and head_dim is left open."""
+    if heads is not None and heads < 1:
+        raise ValueError(f"{part}: heads is {heads}, but must be at least 1")
+    if heads is None and head_dim is None:
+        heads = max(1, round(dim / 64))
+        return heads, max(8, math.ceil(dim / heads / 8) * 8)
+    if head_dim is None:
+        if dim % heads:
+            raise ValueError(
+                f"{part}: the width {dim} is no multiple of heads={heads}; choose heads that divide it, or set head_dim"
+            )
+        return heads, dim // heads
+    if heads is None:
+        heads = max(1, dim // head_dim)
+    return heads, head_dim
+
+
+def per_sequence(mixer: TokenMixer, x: Tensor, layout: Layout) -> Tensor:
+    """forward of every padded or packed sequence by itself, exact for any mixer and free of padding work; padded
+    places of the output are zero. For mixers that have no faster form for such a layout."""
+    out = torch.zeros_like(x)
+    for row, where, alone in layout.sequences():
+        out[row : row + 1, where] = mixer(x[row : row + 1, where], alone)
+    return out

@@ -1,0 +1,58 @@
+"""cross(mixer): the mixer's queries come from the stack's tokens, its keys and values from the source's output.
+
+Vaswani et al., Attention Is All You Need, 1706.03762, 2017.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from formwright.contract import Card, Cost, Layout, TokenMixer, Unsupported, Wiring
+from formwright.parts import register
+from formwright.wiring.stack import Plain
+
+
+@register
+class Cross(Wiring):
+    card = Card(
+        name="cross",
+        kind="wiring",
+        summary="A mixer that reads the source's output instead of its own tokens.",
+        source="Attention Is All You Need, 1706.03762, 2017",
+    )
+    stacks = ("mixer",)
+    branch = True
+
+    def __init__(self, dim: int, mixer: Wiring, *, causal: bool = False):
+        super().__init__()
+        if not isinstance(mixer, Plain) or not isinstance(mixer.part, TokenMixer):
+            raise ValueError("cross: it takes one token mixer, for example cross(attention)")
+        pattern = "causal_cross" if causal else "cross"
+        card = mixer.part.card
+        if pattern not in card.patterns:
+            have = ", ".join(card.patterns) or "none"
+            raise Unsupported(card.name, "cross", f"it has no {pattern} pattern; its patterns: {have}")
+        self.dim = self.dim_out = dim
+        self.mixer = Plain(mixer.part, dim, cross=True)
+
+    def forward(
+        self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
+    ) -> tuple[Tensor, Layout]:
+        return self.mixer(x, layout, context, context_layout)
+
+    def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Any:
+        return ()
+
+    def extend(
+        self, x: Tensor, state: Any, context: Tensor | None = None, context_layout: Layout | None = None
+    ) -> tuple[Tensor, Any]:
+        return self.mixer.extend(x, state, context, context_layout)
+
+    def inner(self, layout: Layout) -> list[tuple[str, nn.Module, Layout]]:
+        return [("cross", self.mixer, layout)]
+
+    def cost(self, layout: Layout, batch: int = 1) -> Cost:
+        # The source's length is known only at run time; it is taken as long as the target.
+        return self.mixer.part.cost(layout, batch)
