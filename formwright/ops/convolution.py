@@ -14,6 +14,10 @@ rounded once at the end, FFTs and sums of taps alike.
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -115,6 +119,114 @@ def _check_short(
         raise ValueError(f"short_convolution: state must be (B, W-1, D) = {want}, but is {tuple(state.shape)}")
     if offsets is not None and x.shape[0] != 1:
         raise ValueError(f"short_convolution: packed sequences lie in one row, but x has {x.shape[0]} rows")
+
+
+def long_convolution(
+    u: Tensor, filter: Tensor, *, causal: bool = True, history: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
+    """Depthwise convolution with a filter as long as the grid: u (B, *grid, D), filter (*extents, D) -> (B, *grid, D).
+
+    causal=True: the filter's taps are the lags 0, 1, ... along every axis, so each token sees what stands before it on
+    all axes. causal=False: the filter is centred, each extent 2L-1 holding the lags -(L-1) ... L-1. Extents need not
+    match the grid: lags that reach outside it meet zeros. `history` (B, M, D) are the inputs before u, on one axis and
+    causal alone; the outputs are those of u. backend "torch" is the FFT (float32 for half-precision inputs, float64
+    for float64), or for one token after a history the plain weighted sum; "reference" sums lag by lag.
+
+    Raises ValueError for shapes that don't fit, centred filters of even extent, and histories where there can be none.
+    """
+    _check_long(u, filter, causal, history, backend)
+    dtype = u.dtype
+    if dtype in HALF:
+        u, history = u.float(), None if history is None else history.float()
+    filter = filter.to(u.dtype)
+    tokens = u.shape[1]
+    if history is not None:
+        u = torch.cat([history.to(u.dtype), u], 1)
+    if backend == "reference":
+        y = _long_reference(u, filter, causal)
+    elif history is not None and tokens == 1:
+        reach = min(filter.shape[0], u.shape[1])
+        y = (u[:, -reach:] * filter[:reach].flip(0)).sum(1, keepdim=True)
+    else:
+        y = _long_fft(u, filter, causal)
+    return (y[:, -tokens:] if history is not None else y).to(dtype)
+
+
+def _long_fft(u: Tensor, filter: Tensor, causal: bool) -> Tensor:
+    grid, extents = u.shape[1:-1], filter.shape[:-1]
+    axes = list(range(len(grid)))
+    # Lags beyond the grid meet nothing: dropping them keeps the transforms short.
+    for a, (n, extent) in enumerate(zip(grid, extents, strict=True)):
+        if causal:
+            filter = filter.narrow(a, 0, min(n, extent))
+        else:
+            reach = min(n - 1, extent // 2)
+            filter = filter.narrow(a, extent // 2 - reach, 2 * reach + 1)
+    starts = [0 if causal else e // 2 for e in filter.shape[:-1]]
+    sizes = [fft_size(n + e - 1 - s) for n, e, s in zip(grid, filter.shape[:-1], starts, strict=True)]
+    product = torch.fft.rfftn(u, sizes, dim=[a + 1 for a in axes]) * torch.fft.rfftn(filter, sizes, dim=axes)
+    y = torch.fft.irfftn(product, sizes, dim=[a + 1 for a in axes])
+    for a, (n, s) in enumerate(zip(grid, starts, strict=True)):
+        y = y.narrow(a + 1, s, n)
+    return y
+
+
+def _long_reference(u: Tensor, filter: Tensor, causal: bool) -> Tensor:
+    grid, extents = u.shape[1:-1], filter.shape[:-1]
+    y = torch.zeros_like(u)
+    for tap in itertools.product(*(range(e) for e in extents)):
+        lags = [t if causal else t - e // 2 for t, e in zip(tap, extents, strict=True)]
+        if all(abs(lag) < n for lag, n in zip(lags, grid, strict=True)):
+            to = tuple(slice(max(lag, 0), n + min(lag, 0)) for lag, n in zip(lags, grid, strict=True))
+            source = tuple(slice(max(-lag, 0), n - max(lag, 0)) for lag, n in zip(lags, grid, strict=True))
+            y[:, *to] = y[:, *to] + filter[tap] * u[:, *source]
+    return y
+
+
+def fft_size(n: int) -> int:
+    """The least even length >= n without prime factors above 5: other lengths transform several times slower."""
+    size = max(2, n + n % 2)
+    while _rough(size) != 1:
+        size += 2
+    return size
+
+
+def _rough(n: int) -> int:
+    for prime in (2, 3, 5):
+        while n % prime == 0:
+            n //= prime
+    return n
+
+
+def long_flops(grid: Sequence[int], dim: int, *, causal: bool = True, batch: int = 1) -> int:
+    """Floating-point operations of long_convolution by FFT with a filter that covers the grid, for Cost.other_flops:
+    5/2 S log2 S for each real transform of S points, six for each complex product."""
+    points = math.prod(fft_size(2 * n - 1) for n in grid)
+    transforms = (2 * batch + 1) * dim
+    return int(transforms * 2.5 * points * math.log2(points)) + 6 * batch * dim * (points // 2 + 1)
+
+
+def explain(tokens: int, extent: int, *, history: bool = False, backend: str = "auto") -> str:
+    """A sentence on how long_convolution computes `tokens` outputs with `extent` taps."""
+    _check_backend("long_convolution", backend)
+    if backend == "reference":
+        return f"reference: {extent} lags summed one after another, as asked"
+    if history and tokens == 1:
+        return f"torch: one token is a weighted sum over {extent} taps, cheaper than an FFT"
+    return f"torch: FFT, {tokens} tokens and {extent} taps, padded so that nothing wraps around"
+
+
+def _check_long(u: Tensor, filter: Tensor, causal: bool, history: Tensor | None, backend: str) -> None:
+    _check_backend("long_convolution", backend)
+    if u.ndim < 3 or filter.ndim != u.ndim - 1 or filter.shape[-1] != u.shape[-1]:
+        raise ValueError(
+            "long_convolution takes u (B, *grid, D) and filter (*extents, D) on the same axes, but got "
+            f"{tuple(u.shape)} and {tuple(filter.shape)}"
+        )
+    if not causal and any(e % 2 == 0 for e in filter.shape[:-1]):
+        raise ValueError(f"long_convolution: a centred filter has odd extents, but got {tuple(filter.shape[:-1])}")
+    if history is not None and (not causal or u.ndim != 3):
+        raise ValueError("long_convolution: a history is for causal filters along one axis alone")
 
 
 def _check_backend(op: str, backend: str) -> None:
