@@ -332,7 +332,9 @@ class _Builder:
 
     def construct(self, part: Part, cls: type, arguments: tuple, given: dict[str, Any]) -> nn.Module | None:
         try:
-            return cls(*arguments, **given)
+            module = cls(*arguments, **given)
+            module.written = str(part)
+            return module
         except ValueError as error:
             return self.fail(str(error), part)
 

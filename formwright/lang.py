@@ -206,6 +206,16 @@ def _load_file_part(match: re.Match) -> str:
 
 
 def _syntax_place(text: str, error: SyntaxError) -> tuple[int, int]:
+    if "never closed" in error.msg:
+        # Our own closing bracket took the place of the one that is missing.
+        opened = []
+        for index, character in enumerate(text):
+            if character == "(":
+                opened.append(index)
+            elif character == ")" and opened:
+                opened.pop()
+        if opened:
+            return opened[-1], opened[-1] + 1
     lines = text.split("\n")
     row = min((error.lineno or 1) - 1, len(lines) - 1)
     column = (error.offset or 1) - 1 - (1 if row == 0 else 0)
