@@ -37,9 +37,8 @@ State = tuple[Tensor, Tensor, tuple[Tensor, ...], int]
 class Hyena(TokenMixer):
     """The Hyena operator of an order: (B, N, D) -> (B, N, D).
 
-    rank is the number of grid axes its filters have; left open it is that of `image`, and 1 where there is none. With
-    rank 1 any grid is read as a sequence in row-major order. Raises Unsupported for a causal rank above 1, and, there,
-    for grids of other rank and for class tokens.
+    rank is the number of axes of its filters. With rank 1 any grid is read as a sequence in row-major order. Raises
+    Unsupported for a causal rank above 1 and, at ranks above 1, for grids of other rank and for class tokens.
 
     Its state holds the filter and the inputs of each long convolution: exact, and growing with N."""
 
@@ -59,8 +58,7 @@ class Hyena(TokenMixer):
         causal: bool = False,
         order: int = 2,
         length: int = 1024,
-        rank: int | None = None,
-        image: tuple[int, ...] | None = None,
+        rank: int = 1,
         directions: str = "all",
         short: int = 3,
         filter_dim: int = 64,
@@ -71,9 +69,11 @@ class Hyena(TokenMixer):
         slow_decay: float = 1.5,
     ):
         super().__init__(dim, causal=causal)
-        self.rank = rank or (len(image) if image and not causal else 1)
-        if causal and self.rank > 1:
-            self.refuse(f"rank={rank}", "a causal order needs one axis; leave rank out or set causal=False")
+        self.rank = rank
+        if rank not in (1, 2, 3):
+            self.refuse(f"rank={rank}", "its filters have one, two or three axes")
+        if causal and rank > 1:
+            self.refuse(f"rank={rank}", "a causal order has one axis; set rank=1 to read the grid in rows")
         if directions not in ("all", "first"):
             raise ValueError(f"hyena: directions is 'all' or 'first', not {directions!r}")
         if order < 1 or filter_depth < 2:
