@@ -35,6 +35,7 @@ FACTS = (
     *("input_length", "numeric", "categories"),
 )
 WIDTH = 256
+BYTES = 256
 
 
 class BuildProblem(ValueError):
@@ -64,7 +65,7 @@ def build(
     Raises SyntaxProblem or BuildProblem, which say where and why."""
     text = expression if isinstance(expression, str) else str(expression)
     tree = lang.as_expression(expression)
-    known = {**(data.facts if data is not None else {}), **(facts or {})}
+    known = {**(data.facts if data is not None else {"vocab": BYTES}), **(facts or {})}
     builder = _Builder(text if isinstance(expression, str) else "")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -132,7 +133,7 @@ class _Builder:
         head_class = parts.get(last.name)
         flow = {**facts, "causal": head_class.causal if causal is None else causal}
         flow["rank"] = getattr(embed, "rank", 1)
-        flow.setdefault("length", 1024)
+        flow["length"] = getattr(embed, "length", None) or facts.get("length", 1024)
         stack = self.stage(Chain(tuple(body)) if len(body) > 1 else body[0], width, flow, parts.get("prenorm"))
         if not isinstance(stack, Wiring):
             raise BuildProblem(self.problems)
@@ -314,21 +315,17 @@ class _Builder:
         return functools.partial(cls, **given) if given else cls
 
     def check_value(self, part: Part, name: str, value: Any, cls: type) -> None:
-        hints = typing.get_type_hints(cls.__init__)
-        allowed = _simple_types(hints.get(name))
+        allowed, takes_parts = _value_types(typing.get_type_hints(cls.__init__).get(name))
         if isinstance(value, Expr):
-            if not isinstance(value, Part):
-                raise SyntaxProblem(f"{part.name}: {name} takes one part, not {value}", self.text, part.place)
-            if allowed is not None:
-                raise SyntaxProblem(f"{part.name}: {name} is no part, but here stands {value}", self.text, value.place)
+            if not isinstance(value, Part) or not takes_parts:
+                wanted = "one part" if takes_parts else "no part"
+                raise SyntaxProblem(f"{part.name}: {name} takes {wanted}, not {value}", self.text, value.place)
             return
-        if allowed is None:
+        if allowed is None or type(value) in allowed or (float in allowed and type(value) is int):
             return
-        fits = type(value) in allowed or (float in allowed and type(value) is int)
-        if not fits:
-            words = {int: "a whole number", float: "a number", str: "a string", bool: "True or False", tuple: "a tuple"}
-            wanted = " or ".join(words.get(t, "None") for t in allowed)
-            raise SyntaxProblem(f"{part.name}: {name} is {wanted}, not {value!r}", self.text, part.place)
+        words = {int: "a whole number", float: "a number", str: "a string", bool: "True or False", tuple: "a tuple"}
+        wanted = " or ".join(["a part"] * takes_parts + [words.get(t, "None") for t in allowed])
+        raise SyntaxProblem(f"{part.name}: {name} is {wanted}, not {value!r}", self.text, part.place)
 
     def construct(self, part: Part, cls: type, arguments: tuple, given: dict[str, Any]) -> nn.Module | None:
         try:
@@ -344,15 +341,14 @@ class _Builder:
             self.problems.append(message)
 
 
-def _simple_types(hint: Any) -> tuple[type, ...] | None:
-    """The plain value types that a hint allows; None where it allows parts or says nothing."""
-    members = (
-        typing.get_args(hint)
-        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-        else (hint,)
-    )
-    plain = tuple(typing.get_origin(m) or m for m in members)
-    return plain if all(m in (int, float, str, bool, tuple, type(None)) for m in plain) else None
+def _value_types(hint: Any) -> tuple[tuple[type, ...] | None, bool]:
+    """(the plain types that a hint allows, None where it says nothing; whether it allows a part)."""
+    if hint is None or hint is Any:
+        return None, True
+    united = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    members = [typing.get_origin(m) or m for m in (typing.get_args(hint) if united else (hint,))]
+    plain = tuple(m for m in members if m in (int, float, str, bool, tuple, type(None)))
+    return plain, len(plain) < len(members)
 
 
 class _Callable(types.ModuleType):

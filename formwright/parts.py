@@ -92,13 +92,47 @@ def class_of(factory: Callable) -> type:
 
 
 def options(cls: type) -> dict[str, inspect.Parameter]:
-    """The options of a part's constructor by name, without `self`, the width and the stacks of a wiring."""
-    hidden = {"self", "dim", "heads"} if cls.card.kind == "position" else {"self", "dim"}
-    if cls.card.kind in ("embed", "mixer", "channel", "norm"):
-        hidden = {"self"} if cls.card.kind == "embed" else {"self", "dim"}
-    hidden |= set(getattr(cls, "stacks", ()))
-    parameters = inspect.signature(cls.__init__).parameters
-    return {name: p for name, p in parameters.items() if name not in hidden}
+    """The options of a part's constructor by name: all but `self`, the width (an embedding says it itself), the heads
+    that a position is made for, and the stacks of a wiring."""
+    hidden = {"self", *getattr(cls, "stacks", ())}
+    if cls.card.kind != "embed":
+        hidden.add("dim")
+    if cls.card.kind == "position":
+        hidden.add("heads")
+    return {name: p for name, p in inspect.signature(cls.__init__).parameters.items() if name not in hidden}
+
+
+def describe(cls: type) -> str:
+    """A part's card in words: what it computes, its equations, its source, its options with their defaults."""
+    card = cls.card
+    rows = [f"{card.name}  ({card.kind})", card.summary, ""]
+    if card.kind == "mixer":
+        rows.append(f"patterns  {', '.join(card.patterns)}")
+        ranks = ", ".join(map(str, card.grid_ranks)) or "any"
+        rows.append(f"axes      {ranks}    multiply-adds grow as {card.time}, the decode state as {card.state}")
+    if card.source:
+        rows.append(f"source    {card.source}")
+    stacks = getattr(cls, "stacks", ())
+    if stacks:
+        rows.append(f"takes     {', '.join(stacks)}")
+    given = [p for name, p in options(cls).items() if name not in ("causal", "rank")]
+    if given:
+        rows.append("options   " + "\n          ".join(_option(p) for p in given))
+    module = inspect.getmodule(cls)
+    if module is not None and module.__doc__:
+        rows += ["", inspect.cleandoc(module.__doc__)]
+    return "\n".join(rows)
+
+
+def _option(parameter: inspect.Parameter) -> str:
+    default = parameter.default
+    if inspect.isclass(default) or isinstance(default, functools.partial):
+        default = card_of(default).name
+    elif default is not inspect.Parameter.empty:
+        default = repr(default)
+    else:
+        return f"{parameter.name}  (needed; the data tell it where they can)"
+    return f"{parameter.name}={default}"
 
 
 def nearest(word: str, among: Any) -> str:

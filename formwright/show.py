@@ -87,6 +87,25 @@ def _shape(layout: Layout, dim: int, batch: int) -> str:
     return f"({batch}, {tokens}, {dim})"
 
 
+def example(
+    expression: str, data: str | None = None, options: dict[str, object] | None = None, length: int = 256
+) -> tuple[Model, tuple[int, ...]]:
+    """The model of an expression (a bare mixer stands for its default stack) and the shape of one input: of the data
+    where they are named, else of `length` tokens."""
+    from formwright.build import build, default_stack, is_bare_mixer
+
+    tree = default_stack(expression) if is_bare_mixer(expression) else expression
+    if data is not None:
+        from formwright import data as sources
+
+        source = sources.open(data, **(options or {}))
+        return build(tree, source), source.shape
+    model = build(tree, facts={"length": length})
+    if not hasattr(model.embed, "vocab"):
+        raise ValueError(f"{model.embed.card.name} reads no tokens; say by --data what it reads")
+    return model, (length,)
+
+
 def short(number: float, unit: str = "") -> str:
     """A figure with three digits and a metric prefix: 1234567 -> 1.23M."""
     if number == 0:

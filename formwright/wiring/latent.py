@@ -53,7 +53,7 @@ class Latent(Wiring):
         if layout.offsets is not None:
             raise Unsupported("latent", "packed sequences", "their tokens would share latents")
         place = Layout((len(self.latents),))
-        z = self.latents.expand(x.shape[0], -1, -1)
+        z = self.latents.repeat(x.shape[0], 1, 1)
         z = z + self.read(self.norm_latents(z), place, self.norm_read(x), layout)
         z, after = self.stack(z, place, context, context_layout)
         return x + self.write(self.norm_tokens(x), layout, self.norm_write(z), after), layout

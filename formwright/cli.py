@@ -1,0 +1,330 @@
+"""The command `formwright`: verbs alone, each calls one function that Python users can call too.
+
+Exit codes: 0 done, 1 a law is broken or a race failed, 2 misuse, 130 interrupted. A mistake is answered with one
+sentence on standard error; FORMWRIGHT_TRACEBACK=1 shows where it came from.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Compose, check, race and ship Transformer-like architectures, each one short expression.",
+)
+
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="A file or folder, a bundled name (python-source, digits, macro) or mqar(pairs=16)."),
+]
+Forecast = Annotated[int | None, typer.Option(help="Forecast this many steps of a multivariate series (CSV, Parquet).")]
+Target = Annotated[str | None, typer.Option(help="The column of a table to predict.")]
+Vocab = Annotated[int | None, typer.Option(help="Tokens of a byte-pair vocabulary for text; bytes without it.")]
+Length = Annotated[int | None, typer.Option(help="Tokens of context for text.")]
+InputLength = Annotated[int | None, typer.Option(help="Time steps of a series that a forecast reads.")]
+ImageSize = Annotated[int | None, typer.Option(help="Pixels of the square that images are resized to.")]
+Runs = Annotated[Path, typer.Option(help="The folder that races are kept in.")]
+
+
+def _data_options(**given: object) -> dict[str, object]:
+    return {name: value for name, value in given.items() if value is not None}
+
+
+@app.command()
+def race(
+    contenders: Annotated[list[str] | None, typer.Argument(help="Mixers, expressions, or file.py:Class.")] = None,
+    data: Data = None,
+    budget: Annotated[
+        str, typer.Option(help="10m, 90s of wall clock for all; or 500steps, 20Mtokens, 1e13macs for each run.")
+    ] = "10m",
+    size: Annotated[str | None, typer.Option(help="What to fit widths to, such as 500k or 2M (see --match).")] = None,
+    match: Annotated[str, typer.Option(help="What is held equal: params, macs or time.")] = "params",
+    seeds: Annotated[int, typer.Option(help="Runs of each contender, each with a seed of its own.")] = 1,
+    lr: Annotated[
+        str, typer.Option(help="A learning rate, or auto: an equal short sweep for each contender.")
+    ] = "auto",
+    depth: Annotated[int, typer.Option(help="Blocks of the stack that a bare mixer name stands for.")] = 4,
+    forecast: Forecast = None,
+    target: Target = None,
+    vocab: Vocab = None,
+    length: Length = None,
+    input_length: InputLength = None,
+    image_size: ImageSize = None,
+    engine: Annotated[str, typer.Option(help="local: worker processes here; ray: a Ray cluster.")] = "local",
+    address: Annotated[str | None, typer.Option(help="The Ray cluster's address.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes; as many as cores without it.")] = None,
+    runs: Runs = Path("runs"),
+    name: Annotated[str | None, typer.Option(help="The race's name; made from date and data without it.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with a race that was stopped: its name, or latest.")] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the report in a browser where there is one.")] = False,
+    list_races: Annotated[bool, typer.Option("--list", help="List the races kept in the runs folder.")] = False,
+) -> None:
+    """Race architectures on your data: trained models, quality and cost side by side, and a report."""
+    from rich.console import Console
+
+    from formwright.race import store
+
+    if list_races:
+        from formwright.report import terminal
+
+        with store.open_store(runs / "races.sqlite") as connection:
+            terminal.print_list(store.list_races(connection))
+        return
+    if not contenders and not resume:
+        raise ValueError("name what shall race, for example: formwright race attention mamba2 --data notes.txt")
+    if data is None and not resume:
+        raise ValueError("say on which data: --data FILE or FOLDER, or a bundled name such as --data python-source")
+    from formwright.race import run
+    from formwright.report import page, terminal
+    from formwright.train.progress import race_progress
+
+    options = _data_options(
+        forecast=forecast, target=target, vocab=vocab, length=length, input_length=input_length, image_size=image_size
+    )
+    console = Console()
+    with race_progress(console) as on_event:
+        race_id = run.race(
+            contenders or [],
+            data,
+            budget=budget,
+            size=size,
+            match=match,
+            seeds=seeds,
+            lr=lr,
+            depth=depth,
+            data_options=options,
+            engine=engine,
+            address=address,
+            workers=workers,
+            runs=runs,
+            name=name,
+            resume=resume,
+            on_event=on_event,
+        )
+    with store.open_store(runs / "races.sqlite") as connection:
+        result = store.load_race(connection, race_id)
+    path = runs / race_id / "report.html"
+    page.write(result, path)
+    terminal.print_race(result, console)
+    console.print(f"report  {path.resolve()}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"models  {(runs / race_id).resolve()}", soft_wrap=True, highlight=False, markup=False)
+    if open_page:
+        typer.launch(str(path.resolve()))
+    if not any(trial["status"] == "done" for trial in result["trials"] if trial["phase"] == "main"):
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Argument(help="A race's name, or latest.")] = "latest",
+    html: Annotated[Path | None, typer.Option(help="Write the self-contained page here.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write the picture here.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the table here.")] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Show a race's results here, or write them as a page, a picture or a table."""
+    from formwright import report as reports
+    from formwright.race import store
+
+    with store.open_store(runs / "races.sqlite") as connection:
+        result = store.load_race(connection, store.find_race(connection, run))
+    for path, kind in ((html, "page"), (png, "png"), (csv, "csv")):
+        if path is not None:
+            reports.write(result, path, kind)
+            print(path)
+    if not (html or png or csv):
+        from formwright.report import terminal
+
+        terminal.print_race(result)
+
+
+@app.command()
+def check(
+    target: Annotated[str, typer.Argument(help="A part such as gla or 'attention(heads=2)', or file.py:Class.")],
+    json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Hold a part to the laws: shapes, causality, decoding, gradients, cost ... Exit code 1 where one is broken."""
+    from formwright.check import run
+
+    result = run(target)
+    if json:
+        print(result.to_json())
+    else:
+        result.print()
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_parts(
+    kind: Annotated[str | None, typer.Argument(help="mixer, channel, position, norm, ...")] = None,
+) -> None:
+    """List the parts that expressions are made of."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from formwright import parts
+
+    singular = kind[:-1] if kind and kind.endswith("s") else kind
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("kind", "name", "cost in N", "state", "patterns", "what it does"):
+        table.add_column(column, overflow="fold")
+    cards = sorted((parts.card(name) for name in parts.names(singular)), key=lambda c: (c.kind, c.name))
+    for card in cards:
+        mixer = card.kind == "mixer"
+        patterns = ", ".join(card.patterns)
+        table.add_row(
+            card.kind, card.name, card.time if mixer else "", card.state if mixer else "", patterns, card.summary
+        )
+    Console().print(table)
+
+
+@app.command()
+def card(name: Annotated[str, typer.Argument(help="A part's name, or file.py:Class.")]) -> None:
+    """Show a part's card: what it computes, its source, its options."""
+    from rich.console import Console
+
+    from formwright import parts
+
+    cls = parts.load(name) if ".py:" in name else parts.get(name)
+    Console().print(parts.describe(cls), markup=False, highlight=False, soft_wrap=False)
+
+
+@app.command()
+def show(
+    expression: Annotated[str, typer.Argument(help="An architecture, or a bare mixer.")],
+    length: Annotated[int, typer.Option(help="Tokens that the figures are for.")] = 256,
+    batch: Annotated[int, typer.Option(help="Rows that the figures are for.")] = 1,
+    data: Data = None,
+    forecast: Forecast = None,
+    target: Target = None,
+    vocab: Vocab = None,
+    input_length: InputLength = None,
+    image_size: ImageSize = None,
+) -> None:
+    """Draw the built model as a tree: shapes, parameters, multiply-adds and state bytes of every part."""
+    from rich.console import Console
+
+    from formwright.show import draw, example
+
+    options = _data_options(
+        forecast=forecast, target=target, vocab=vocab, input_length=input_length, image_size=image_size
+    )
+    model, shape = example(expression, data, options, length)
+    Console().print(draw(model, shape, batch))
+
+
+@app.command()
+def cost(
+    expression: Annotated[str, typer.Argument(help="An architecture, or a bare mixer.")],
+    lengths: Annotated[str, typer.Option(help="Token counts, with commas between.")] = "512,2048,8192",
+    batch: Annotated[int, typer.Option(help="Rows of the batch.")] = 1,
+    dim: Annotated[int, typer.Option(help="Width, where the expression doesn't say it.")] = 256,
+) -> None:
+    """Cost by formula beside cost measured, over lengths."""
+    from formwright.bench.cost import cost_table
+
+    counts = []
+    for word in lengths.split(","):
+        if not word.strip().isdigit() or int(word) < 1:
+            raise ValueError(f"--lengths takes token counts such as 512,2048, not {word.strip()!r}")
+        counts.append(int(word))
+    from rich.console import Console
+
+    Console().print(cost_table(expression, counts, batch=batch, dim=dim))
+
+
+@app.command()
+def generate(
+    run: Annotated[str, typer.Argument(help="A race (its best contender), RACE/CONTENDER, or a model file or folder.")],
+    prompt: Annotated[str, typer.Option(help="What to go on from.")] = "",
+    tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Draw from this many likeliest tokens alone.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Generate text with a model that a race trained."""
+    from formwright.race.generate import generate_from
+
+    for piece in generate_from(run, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed, runs=runs):
+        print(piece, end="", flush=True)
+    print()
+
+
+@app.command()
+def predict(
+    run: Annotated[str, typer.Argument(help="A race (its best contender), RACE/CONTENDER, or a model file or folder.")],
+    file: Annotated[Path, typer.Argument(help="New data of the kind that the model was trained on.")],
+    out: Annotated[Path | None, typer.Option(help="Write the predictions to this CSV; printed without it.")] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Predict on new data with a model that a race trained: forecasts, labels, values, or bits of a text."""
+    from formwright.race.predict import predict_file
+
+    table = predict_file(run, file, runs=runs)
+    table.to_csv(out or sys.stdout, index=False)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from formwright import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; turn every exception into a sentence and an exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except KeyboardInterrupt:
+        _say("stopped")
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        code = _explain(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception) -> int:
+    """Print what went wrong as a sentence; 2 for what the user can mend, 1 for our own faults."""
+    import click
+
+    if os.environ.get("FORMWRIGHT_TRACEBACK"):
+        import traceback
+
+        traceback.print_exc()
+    if isinstance(error, click.exceptions.Abort):
+        _say("stopped")
+        return 130
+    if isinstance(error, click.ClickException):
+        error.show()
+        return 2
+    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, (ValueError, LookupError, OSError, ImportError)) and message:
+        _say(message)
+        return 2
+    kind = type(error).__name__
+    _say(f"formwright failed ({kind}: {message}); FORMWRIGHT_TRACEBACK=1 shows where. Please report it.")
+    return 1
+
+
+def _say(message: str) -> None:
+    print(f"formwright: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

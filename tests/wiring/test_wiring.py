@@ -1,0 +1,143 @@
+"""Whole models under the laws that wirings could break: causality, extend, cost, save and load, gradients."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import formwright
+from formwright.check.cost import FORMULAS
+from formwright.contract import Unsupported, state_bytes
+from formwright.model import load, save
+
+CAUSAL = [
+    "2*(attention(heads=2, position=rope) + swiglu)",
+    "(attention(heads=2) | attention(heads=2, window=5)) + mlp",
+    "loop(attention(heads=2) + swiglu, times=3)",
+    "skip(2*(attention(heads=2, window=5) + swiglu))",
+    "skip(attention(heads=2) + mlp >> downsample(2) >> 2*(attention(heads=2, window=5) + swiglu) >> upsample(2) >> attention + mlp)",
+    "skip(downsample(3) >> attention(heads=2) + mlp >> skip(downsample(2) >> mlp >> upsample(2)) >> upsample(3))",
+    "postnorm(2*(attention(heads=2) + mlp), norm=layernorm)",
+    "sandwich(attention(heads=2) + mlp)",
+    "gated(attention(heads=2) + mlp)",
+    "plain(attention(heads=2)) >> mlp",
+    "(attention(heads=2) >> mlp) + swiglu",
+    "2*attention(heads=2)",
+    "prenorm(attention(heads=2) + mlp, norm=layernorm) >> layernorm >> mlp",
+]
+SELF = [
+    *CAUSAL,
+    "latent(2*(attention(heads=2) + swiglu), tokens=5) >> mlp",
+    "skip(downsample(2) >> latent(attention(heads=2), tokens=3) >> upsample(2))",
+]
+
+
+def make(text, *, head="lm", **facts):
+    model = formwright.build(f"tokens(dim=24, vocab=17) >> {text} >> {head}", facts={"length": 64, **facts}, seed=3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(
+                0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            )
+    return model.double().eval()
+
+
+def tokens(rows, count, seed=0):
+    return torch.randint(0, 17, (rows, count), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("text", CAUSAL)
+def test_a_causal_model_never_looks_ahead(text):
+    model, x = make(text), tokens(1, 23)
+    before = model(x)
+    for t in range(23):
+        changed = x.clone()
+        changed[:, t:] = (changed[:, t:] + 5) % 17
+        torch.testing.assert_close(model(changed)[:, :t], before[:, :t], rtol=0, atol=1e-12)
+    assert not torch.allclose(model(changed)[:, 22:], before[:, 22:])
+
+
+@pytest.mark.parametrize("text", CAUSAL)
+@pytest.mark.parametrize("split", [[1] * 13, [13], [1, 4, 2, 6], [12, 1]])
+def test_extend_over_any_split_is_forward(text, split):
+    model, x = make(text), tokens(2, 13)
+    state, pieces = model.empty(2, capacity=13), []
+    for piece in x.split(split, 1):
+        out, state = model.extend(piece, state)
+        assert out.shape[1] == piece.shape[1]
+        pieces.append(out)
+    torch.testing.assert_close(torch.cat(pieces, 1), model(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("text", SELF)
+def test_the_cost_formula_is_what_is_counted(text):
+    for head in ("lm",) if text in CAUSAL else ("classify(classes=3)",):
+        model = make(text, head=head).float()
+        for count in (1, 13, 24):
+            with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter, torch.no_grad():
+                model(tokens(2, count))
+            cost = model.cost((count,), batch=2)
+            assert cost.macs * 2 == counter.get_total_flops(), (text, count)
+            assert cost.params == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("text", CAUSAL)
+def test_the_state_is_as_large_as_the_formula_says(text):
+    model, x = make(text).float(), tokens(2, 12)
+    _, state = model.extend(x, model.empty(2, capacity=12))
+    if "upsample" not in text:
+        assert state_bytes(state["stack"]) == model.cost((12,), batch=2).state_bytes
+
+
+@pytest.mark.parametrize("text", SELF)
+def test_every_parameter_gets_a_gradient(text):
+    model = make(text, head="lm" if text in CAUSAL else "classify(classes=3)")
+    model(tokens(2, 13)).square().sum().backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+@pytest.mark.parametrize("text", SELF)
+def test_saved_and_loaded_it_computes_the_same(text, tmp_path):
+    model = make(text, head="lm" if text in CAUSAL else "classify(classes=3)")
+    save(model, tmp_path / "model.safetensors")
+    again = load(tmp_path / "model.safetensors").double()
+    assert again.expression == model.expression
+    torch.testing.assert_close(again(tokens(2, 13)), model(tokens(2, 13)), rtol=1e-5, atol=1e-5)
+
+
+def test_encoder_decoder_reads_the_source_and_decodes():
+    side = "2*(attention(heads=2) + mlp)"
+    target = "2*(attention(heads=2) + cross(attention(heads=2)) + mlp)"
+    model = make(f"encoder_decoder({side}, {target})")
+    source, x = tokens(2, 9, seed=1), tokens(2, 13)
+    out = model((source, x))
+    assert not torch.allclose(out, model((tokens(2, 9, seed=2), x)))
+    changed = x.clone()
+    changed[:, 7:] = 0
+    torch.testing.assert_close(model((source, changed))[:, :7], out[:, :7])
+    state, pieces = model.empty(2, source=source), []
+    for piece in x.split([4, 1, 8], 1):
+        y, state = model.extend(piece, state)
+        pieces.append(y)
+    torch.testing.assert_close(torch.cat(pieces, 1), out)
+    with pytest.raises(Unsupported, match="source"):
+        model(x)
+
+
+def test_skip_cuts_a_grid_that_the_factor_does_not_divide():
+    model = formwright.build(
+        "patches(dim=16, size=1) >> skip(downsample(2) >> attention + mlp >> upsample(2)) >> classify",
+        facts={"classes": 4, "channels": 3, "image": (5, 7)},
+    )
+    assert model(torch.randn(2, 5, 7, 3)).shape == (2, 4)
+
+
+def test_loop_shares_weights_and_repeat_does_not():
+    assert make("loop(mlp, times=4)").cost((8,)).params < make("4*mlp").cost((8,)).params
+
+
+def test_a_pyramid_stack_refuses_what_its_blocks_cannot_hold():
+    model = make("downsample(2) >> mlp", head="classify(classes=3)")
+    from formwright.contract import Layout
+
+    with pytest.raises(Unsupported, match="downsample"):
+        model(tokens(2, 8), Layout((8,), lengths=torch.tensor([8, 5])))
