@@ -85,7 +85,7 @@ class Series(Embed):
     def layout(self, inputs: tuple[int, ...]) -> Layout:
         if inputs != (self.input_length, self.variates):
             raise ValueError(
-                f"series: a window, steps x variates, is ({self.input_length}, {self.variates}), but the input is {inputs}"
+                f"series: a window is ({self.input_length} steps, {self.variates} variates), but the input is {inputs}"
             )
         return Layout((self.length,))
 
