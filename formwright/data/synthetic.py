@@ -1,0 +1,119 @@
+"""Synthetic tasks (tasks/) as sources: `mqar(pairs=16, length=128)`.
+
+Items are made 1000 at a time when they are asked for, and the last blocks are kept: nothing is stored, and the training
+set is still a fixed set of `examples` items, seen in epochs (shuffled by blocks and inside them).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from formwright.data import cache as caching
+from formwright.data.source import SPLITS, DataError, Source
+from formwright.data.tasks import TASKS, options
+
+BLOCK = 1000
+_KEPT = 256 << 20  # bytes of blocks kept
+
+
+def is_task(spec: str) -> bool:
+    """Whether a spec reads as a task, `name` or `name(...)`, known or not."""
+    called = re.match(r"\s*([A-Za-z_]\w*)\s*\(", spec)
+    return spec.strip() in TASKS or (called is not None and (called[1] in TASKS or spec.rstrip().endswith(")")))
+
+
+def read(spec: str) -> tuple[str, dict[str, Any]]:
+    """The name and the options of a task's text. Raises DataError for names and options that don't exist."""
+    from formwright.lang import Part, SyntaxProblem, parse
+
+    try:
+        part = parse(spec)
+    except SyntaxProblem as problem:
+        raise DataError(f"the task {spec!r} can't be read: {problem}") from problem
+    if not isinstance(part, Part):
+        raise DataError(f"{spec!r} is no task; write for example mqar(pairs=16, length=128)")
+    if part.name not in TASKS:
+        near = get_close_matches(part.name, TASKS, 1)
+        hint = f"did you mean {near[0]}?" if near else f"the tasks are {', '.join(sorted(TASKS))}"
+        raise DataError(f"there is no task {part.name!r}; {hint}")
+    known = options(part.name)
+    if part.arguments:
+        raise DataError(f"{part.name}: write each option with its name, such as {next(iter(known))}=...")
+    given = {k: v.name if isinstance(v, Part) and not v.options else v for k, v in part.options.items()}
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise DataError(f"{part.name} has no option {name!r}; {hint}its options are {', '.join(known)}")
+    return part.name, {**known, **given}
+
+
+def open_task(spec: str, *, seed: int = 0) -> Source:
+    """A task's text -> a Source."""
+    name, chosen = read(spec)
+    task = TASKS[name](**chosen)
+    defaults = options(name)
+    changed = ", ".join(f"{k}={v!r}" for k, v in chosen.items() if v != defaults[k])
+    # the number of items made is no part of what an item is
+    definition = caching.digest("task", name, {k: v for k, v in chosen.items() if k not in ("examples", "tests")}, seed)
+    counts = {"train": task.examples, "validation": task.tests, "test": task.tests}
+    blocks = _blocks(task.make, definition, counts)
+    inputs, targets = blocks("test", 0)
+
+    def take(split: str, index: np.ndarray, epoch: np.ndarray) -> tuple[Tensor, Tensor]:
+        which, inside = np.divmod(index, BLOCK)
+        x = np.empty((len(index), *inputs.shape[1:]), dtype=_wide(inputs))
+        y = np.empty((len(index), *targets.shape[1:]), dtype=_wide(targets))
+        for block in np.unique(which).tolist():
+            here = which == block
+            made_x, made_y = blocks(split, block)
+            x[here], y[here] = made_x[inside[here]], made_y[inside[here]]
+        return torch.from_numpy(x), torch.from_numpy(y)
+
+    notes = list(task.notes)
+    if task.chance is not None:
+        notes.append(f"Guessing among the possible answers is right {task.chance:.3g} of the time.")
+    return Source(
+        name=f"{name}({changed})" if changed else name,
+        kind="synthetic",
+        embed=task.embed,
+        head=task.head,
+        facts=dict(task.facts),
+        shape=tuple(inputs.shape[1:]),
+        metric=task.metric,
+        lower_is_better=task.lower_is_better,
+        unit=task.unit,
+        counts=counts,
+        take=take,
+        tokens_per_item=inputs.shape[1],
+        fingerprint=caching.digest(definition, counts),
+        notes=notes,
+        block=BLOCK,
+    )
+
+
+def _wide(array: np.ndarray) -> np.dtype:
+    return np.dtype(np.int64 if array.dtype.kind == "i" else np.float32)
+
+
+def _blocks(make: Callable, definition: str, counts: dict[str, int]) -> Callable[[str, int], tuple]:
+    """(split, number) -> that block's inputs and targets, whole numbers kept as int32."""
+
+    def build(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
+        words = [int(definition[i : i + 8], 16) for i in range(0, len(definition), 8)]
+        seed = np.random.SeedSequence([*words, SPLITS.index(split), number])
+        # always a whole block, so that an item does not change with the number of items
+        made = make(np.random.Generator(np.random.PCG64(seed)), BLOCK)
+        return tuple(a.astype(np.int32 if a.dtype.kind in "iu" else np.float32) for a in made)
+
+    first = build("test", 0)
+    size = sum(a.nbytes for a in first)
+    return lru_cache(maxsize=max(4, _KEPT // size))(build)

@@ -1,0 +1,76 @@
+"""Synthetic tasks: small functions from options to a Task, one file each, registered by name.
+
+    @task
+    def mytask(*, length: int = 64, vocab: int = 16) -> Task: ...
+
+makes `--data "mytask(length=128)"` work. Items are made in blocks, each from its own random stream named by (task and
+options, seed, split, block): any item of any split can be made alone, and is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from formwright.data.source import DataError
+
+
+@dataclass
+class Task:
+    """What a synthetic task is.
+
+    make       (generator, rows) -> inputs (rows, ...), targets (rows, ...): integers, or reals
+    facts      what the builder needs (vocab, length, classes, ...)
+    examples   items of the training split; `tests` items of validation and of test
+    chance     accuracy of guessing, said beside every score; None where it has no meaning
+    """
+
+    make: Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
+    facts: dict[str, Any]
+    embed: str = "tokens"
+    head: str = "lm"
+    metric: str = "accuracy"
+    lower_is_better: bool = False
+    unit: str = "share of answers that are right"
+    examples: int = 100_000
+    tests: int = 3_000
+    chance: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+TASKS: dict[str, Callable[..., Task]] = {}
+
+
+def task(function: Callable[..., Task]) -> Callable[..., Task]:
+    """Register a task by its function's name; its keyword arguments are its options."""
+    TASKS[function.__name__] = function
+    return function
+
+
+def options(name: str) -> dict[str, Any]:
+    """A task's options and their defaults."""
+    return {k: p.default for k, p in inspect.signature(TASKS[name]).parameters.items()}
+
+
+def at_least(name: str, **bounds: tuple[Any, int]) -> None:
+    """Raise DataError unless each option=(value, least) is a whole number of at least `least`."""
+    for option, (value, least) in bounds.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise DataError(f"{name}: {option} is {value!r}, but must be a whole number of at least {least}")
+
+
+def draw_distinct(rng: np.random.Generator, rows: int, number: int, population: int) -> np.ndarray:
+    """(rows, number) in 0..population-1, distinct and in random order within each row (partial Fisher-Yates)."""
+    pool = np.tile(np.arange(population, dtype=np.int32), (rows, 1))
+    row = np.arange(rows)
+    for j in range(number):
+        other = rng.integers(j, population, size=rows)
+        pool[row, j], pool[row, other] = pool[row, other], pool[row, j].copy()
+    return pool[:, :number].astype(np.int64)
+
+
+from formwright.data.tasks import copying, induction, mqar  # noqa: E402, F401  (each registers its task)

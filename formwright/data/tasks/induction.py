@@ -1,0 +1,29 @@
+"""Induction heads (Olsson et al., "In-context Learning and Induction Heads", arXiv 2209.11895, 2022; as a task in Dao
+et al., "Hungry Hungry Hippos", arXiv 2212.14052, 2022).
+
+Uniform tokens from 0..V-2; the trigger V-1 stands once at a uniform place before, and again at the end: the model says
+there which token followed it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from formwright.data.tasks import Task, at_least, task
+
+
+@task
+def induction(*, length: int = 256, vocab: int = 16, examples: int = 100_000, tests: int = 3_000) -> Task:
+    """Say what followed the trigger. inputs, targets (rows, length); -100 before the last place."""
+    at_least("induction", length=(length, 3), vocab=(vocab, 3), examples=(examples, 1), tests=(tests, 1))
+
+    def make(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        inputs = rng.integers(0, vocab - 1, size=(rows, length))
+        row, place = np.arange(rows), rng.integers(0, length - 2, size=rows)
+        targets = np.full((rows, length), -100, dtype=np.int64)
+        targets[:, -1] = inputs[row, place + 1]
+        inputs[row, place] = inputs[:, -1] = vocab - 1
+        return inputs, targets
+
+    facts = {"vocab": vocab, "length": length}
+    return Task(make, facts, examples=examples, tests=tests, chance=1 / (vocab - 1))
