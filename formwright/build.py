@@ -127,8 +127,8 @@ class _Builder:
                 self.fail(f"{node.name} is the {_kind(node)}, which stands {what}", node)
         if not body:
             raise SyntaxProblem("between the embedding and the head stands a stack, but here is none", self.text, None)
-        embed_options = self.bound(first, facts)
-        width = embed_options.pop("dim", None) or WIDTH
+        embed_options = self.bound(first, {**facts, "dim": WIDTH}, extra=("dim",))
+        width = embed_options.pop("dim")
         embed = self.construct(first, parts.get(first.name), (width,), embed_options)
         head_class = parts.get(last.name)
         flow = {**facts, "causal": head_class.causal if causal is None else causal}

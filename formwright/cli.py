@@ -6,6 +6,7 @@ sentence on standard error; FORMWRIGHT_TRACEBACK=1 shows where it came from.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -173,19 +174,24 @@ def list_parts(
     from rich.table import Table
 
     from formwright import parts
+    from formwright.contract import KINDS
 
     singular = kind[:-1] if kind and kind.endswith("s") else kind
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("kind", "name", "cost in N", "state", "patterns", "what it does"):
-        table.add_column(column, overflow="fold")
-    cards = sorted((parts.card(name) for name in parts.names(singular)), key=lambda c: (c.kind, c.name))
-    for card in cards:
-        mixer = card.kind == "mixer"
-        patterns = ", ".join(card.patterns)
-        table.add_row(
-            card.kind, card.name, card.time if mixer else "", card.state if mixer else "", patterns, card.summary
-        )
-    Console().print(table)
+    console = Console()
+    cards = sorted((parts.card(name) for name in parts.names(singular)), key=lambda c: (KINDS.index(c.kind), c.name))
+    for group, members in itertools.groupby(cards, key=lambda c: c.kind):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column(group, no_wrap=True, style="bold", min_width=16)
+        if group == "mixer":
+            table.add_column("macs", no_wrap=True)
+            table.add_column("state", no_wrap=True)
+        table.add_column("what it does")
+        for card in members:
+            costs = (card.time, card.state) if group == "mixer" else ()
+            table.add_row(card.name, *costs, card.summary)
+        console.print(table)
+    if singular in (None, "mixer"):
+        console.print("macs, state: how multiply-adds and the decode state grow with N tokens", highlight=False)
 
 
 @app.command()
@@ -301,16 +307,15 @@ def main() -> None:
 
 def _explain(error: Exception) -> int:
     """Print what went wrong as a sentence; 2 for what the user can mend, 1 for our own faults."""
-    import click
-
     if os.environ.get("FORMWRIGHT_TRACEBACK"):
         import traceback
 
         traceback.print_exc()
-    if isinstance(error, click.exceptions.Abort):
+    # Typer may bring a click of its own, so its errors are known by what they can do.
+    if type(error).__name__ == "Abort":
         _say("stopped")
         return 130
-    if isinstance(error, click.ClickException):
+    if hasattr(error, "show") and hasattr(error, "exit_code"):
         error.show()
         return 2
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)

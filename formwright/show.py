@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from formwright.contract import Cost, Layout, Norm, Wiring, parameter_count, part_cost
+from formwright.contract import Cost, Layout, Norm, Wiring, part_cost
 from formwright.model import Model
 from formwright.wiring.stack import Plain, Residual, Stack
 
@@ -29,62 +29,56 @@ def lines(model: Model, shape: tuple[int, ...], batch: int = 1) -> Line:
     """The tree of a model for inputs of this shape (without the batch)."""
     layout = model.embed.layout(tuple(shape))
     after = model.stack.after(layout)
-    inputs = "x".join(map(str, (batch, *shape)))
-    top = (
-        replace(
-            _line(model.embed, layout, batch, model.stack.dim), shape=f"{inputs} -> {_shape(layout, model.dim, batch)}"
-        ),
-        *_stages(model.stack, layout, batch),
-        *([_line(model.norm, after, batch, model.stack.dim_out)] if isinstance(model.norm, Norm) else []),
-        _line(model.head, after, batch, model.stack.dim_out),
-    )
-    return Line(model.expression, "", model.cost(shape, batch), _merge(top))
+    inputs = "x".join(map(str, shape))
+    embed = replace(_line(model.embed, layout, batch), shape=f"{inputs} -> {_shape(layout, model.dim)}")
+    norm = [_line(model.norm, after, batch)] if isinstance(model.norm, Norm) else []
+    head = replace(_line(model.head, after, batch), shape=_shape(after, model.stack.dim_out))
+    stages = _stages(_line(model.stack, layout, batch))
+    return Line(model.expression, "", model.cost(shape, batch), _merge((embed, *stages, *norm, head)))
 
 
-def _stages(part: Wiring, layout: Layout, batch: int) -> tuple[Line, ...]:
-    """The lines of a stack's stages; a part that is no stack gives its own line."""
-    if not isinstance(part, Stack):
-        return (_line(part, layout, batch, part.dim),)
-    return _merge(tuple(_line(inner, place, batch, part.dim) for _, inner, place in part.inner(layout)))
-
-
-def _line(part: nn.Module, layout: Layout, batch: int, dim: int) -> Line:
-    cost = part_cost(part, layout, batch)
+def _line(part: nn.Module, layout: Layout, batch: int) -> Line:
     if isinstance(part, Plain):
-        return _line(part.part, layout, batch, part.dim)
+        return _line(part.part, layout, batch)
+    cost = part_cost(part, layout, batch)
     if isinstance(part, Residual):
-        inside = _line(part.branch_part, layout, batch, part.dim)
-        label = inside.label if inside.label != "stack" else "branch"
-        return Line(f"{part.style.card.name} {label}", inside.shape, cost, inside.children)
-    width = getattr(part, "dim", None) or dim
-    if isinstance(part, Wiring):
-        out = f"{_shape(layout, width, batch)} -> {_shape(part.after(layout), part.dim_out, batch)}"
-        children = []
-        for purpose, inner, place in part.inner(layout):
-            nested = _line(inner, place, batch, width)
-            if isinstance(inner, Stack):
-                nested = replace(nested, label=purpose or "stack")
-            children.append(nested)
-        name = getattr(part, "written", part.card.name).split("(")[0]
-        return Line(name, out, cost, _merge(tuple(children)))
-    text = getattr(part, "written", None) or part.card.name
-    return Line(text, _shape(layout, width, batch), cost)
+        inside = _line(part.branch_part, layout, batch)
+        style = "" if part.style.card.name == "prenorm" else f"{part.style.card.name} "
+        return replace(inside, label=style + inside.label, cost=cost)
+    if not isinstance(part, Wiring):
+        return Line(getattr(part, "written", None) or part.card.name, _shape(layout, part.dim), cost)
+    before, after = _shape(layout, part.dim), _shape(part.after(layout), part.dim_out)
+    children = []
+    for purpose, inner, place in part.inner(layout):
+        child = _line(inner, place, batch)
+        if isinstance(inner, Stack) and not isinstance(part, Stack):
+            named = replace(child, label=purpose) if purpose else child
+            children += [named] if purpose else _stages(child)
+        else:
+            children.append(child)
+    name = getattr(part, "written", part.card.name).split("(")[0]
+    return Line(name, before if before == after else f"{before} -> {after}", cost, _merge(tuple(children)))
+
+
+def _stages(line: Line) -> tuple[Line, ...]:
+    """The stages of a stack in its place, unless the line is no stack, or counts several."""
+    return line.children if line.label == "stack" and line.times == 1 else (line,)
 
 
 def _merge(children: tuple[Line, ...]) -> tuple[Line, ...]:
-    """Equal neighbours as one line that counts them."""
+    """Equal neighbours as one line that counts them, stacks that stand alone as their stages."""
     merged: list[Line] = []
     for child in children:
         if merged and replace(merged[-1], times=1) == child:
             merged[-1] = replace(merged[-1], times=merged[-1].times + 1)
         else:
             merged.append(child)
-    return tuple(merged)
+    return tuple(stage for line in merged for stage in _stages(line))
 
 
-def _shape(layout: Layout, dim: int, batch: int) -> str:
-    tokens = "x".join(map(str, layout.grid)) + (f"+{layout.prefix}" if layout.prefix else "")
-    return f"({batch}, {tokens}, {dim})"
+def _shape(layout: Layout, dim: int) -> str:
+    prefix = f"{layout.prefix}+" if layout.prefix else ""
+    return f"{prefix}{'x'.join(map(str, layout.grid))} x {dim}"
 
 
 def example(
@@ -119,33 +113,29 @@ def short(number: float, unit: str = "") -> str:
 def draw(model: Model, shape: tuple[int, ...], batch: int = 1):
     """A Rich table of `lines`."""
     from rich import box
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, title=Text(model.expression), title_justify="left", pad_edge=False)
-    for name, justify in (("part", "left"), ("tokens", "left"), ("parameters", "right")):
-        table.add_column(name, justify=justify, overflow="fold")
-    table.add_column("multiply-adds", justify="right")
-    table.add_column("state", justify="right")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("part", overflow="fold")
+    table.add_column("tokens x width", no_wrap=True)
+    for name in ("parameters", "macs", "state"):
+        table.add_column(name, justify="right", no_wrap=True)
 
-    def add(line: Line, indent: str, last: bool, top: bool = False) -> None:
-        branch = "" if top else indent + ("└─ " if last else "├─ ")
+    def add(line: Line, indent: str, last: bool) -> None:
         times = f"{line.times} × " if line.times > 1 else ""
-        # A wiring's figures count all that is inside; each copy of a repeated part costs as much again.
-        figures = (line.cost.params, line.cost.macs, line.cost.state_bytes)
-        state = short(figures[2], "B") if figures[2] else "-"
-        each = " each" if line.times > 1 else ""
-        name = Text(branch + times + line.label, style="bold" if line.children else "")
-        table.add_row(name, Text(line.shape), short(figures[0]) + each, short(figures[1]) + each, state)
-        inner = indent if top else indent + ("   " if last else "│  ")
+        name = Text(f"{indent}{'└' if last else '├'} {times}{line.label}", style="bold" if line.children else "")
+        state = short(line.cost.state_bytes, "B") if line.cost.state_bytes else "-"
+        table.add_row(name, line.shape, short(line.cost.params), short(line.cost.macs), state)
         for index, child in enumerate(line.children):
-            add(child, inner, index == len(line.children) - 1)
+            add(child, indent + ("  " if last else "│ "), index == len(line.children) - 1)
 
     tree = lines(model, shape, batch)
     for index, child in enumerate(tree.children):
         add(child, "", index == len(tree.children) - 1)
     table.add_section()
-    total = tree.cost
-    state = short(total.state_bytes, "B") if model.causal else "-"
-    table.add_row(Text("all", style="bold"), "", short(parameter_count(model)), short(total.macs), state)
-    return table
+    state = short(tree.cost.state_bytes, "B") if tree.cost.state_bytes else "-"
+    table.add_row(Text("all", style="bold"), "", short(tree.cost.params), short(tree.cost.macs), state)
+    caption = f"For a batch of {batch}. A line marked n × stands for n parts; its figures are those of one."
+    return Group(Text(model.expression), table, Text(caption, style="dim"))

@@ -19,7 +19,7 @@ class Cross(Wiring):
     card = Card(
         name="cross",
         kind="wiring",
-        summary="A mixer that reads the source's output instead of its own tokens.",
+        summary="a mixer that reads the source's output instead of its own tokens",
         source="Attention Is All You Need, 1706.03762, 2017",
     )
     stacks = ("mixer",)

@@ -22,7 +22,7 @@ class EncoderDecoder(Wiring):
     card = Card(
         name="encoder_decoder",
         kind="wiring",
-        summary="A source stack read by the cross mixers of a target stack.",
+        summary="a source stack read by the cross mixers of a target stack",
         source="Attention Is All You Need, 1706.03762, 2017",
     )
     stacks = ("source", "target")

@@ -52,7 +52,7 @@ class Downsample(Wiring):
     card = Card(
         name="downsample",
         kind="wiring",
-        summary="Merges blocks of tokens into one wider token.",
+        summary="merges blocks of tokens into one wider token",
         source="Swin Transformer, 2103.14030, 2021; Hierarchical Transformers Are More Efficient, 2110.13711, 2021",
     )
     stacks = ()
@@ -114,7 +114,7 @@ class Upsample(Wiring):
     card = Card(
         name="upsample",
         kind="wiring",
-        summary="Turns every token into a block of narrower tokens.",
+        summary="turns every token into a block of narrower tokens",
         source="Swin Transformer, 2103.14030, 2021; Hierarchical Transformers Are More Efficient, 2110.13711, 2021",
     )
     stacks = ()

@@ -24,7 +24,7 @@ class Latent(Wiring):
     card = Card(
         name="latent",
         kind="wiring",
-        summary="Runs a stack on a few learned latents that read all tokens and write back.",
+        summary="runs a stack on a few learned latents that read all tokens and write back",
         source="Perceiver IO: A General Architecture for Structured Inputs & Outputs, 2107.14795, 2021",
     )
 

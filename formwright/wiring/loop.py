@@ -18,7 +18,7 @@ class Loop(Wiring):
     card = Card(
         name="loop",
         kind="wiring",
-        summary="The same weights several times: depth without parameters.",
+        summary="the same weights several times: depth without parameters",
         source="Universal Transformers, 1807.03819, 2018",
     )
 

@@ -28,7 +28,7 @@ class PreNorm(ResidualStyle):
     card = Card(
         name="prenorm",
         kind="wiring",
-        summary="x + f(norm(x)): the stream itself is never normalised; the default.",
+        summary="x + f(norm(x)): the stream itself is never normalised; the default",
         source="On Layer Normalization in the Transformer Architecture, 2002.04745, 2020",
     )
 
@@ -48,7 +48,7 @@ class PostNorm(ResidualStyle):
     card = Card(
         name="postnorm",
         kind="wiring",
-        summary="norm(x + f(x)): the stream is normalised after every branch.",
+        summary="norm(x + f(x)): the stream is normalised after every branch",
         source="Attention Is All You Need, 1706.03762, 2017",
     )
     normed = True
@@ -69,7 +69,7 @@ class Sandwich(ResidualStyle):
     card = Card(
         name="sandwich",
         kind="wiring",
-        summary="x + norm(f(norm(x))): a norm on either side of the branch.",
+        summary="x + norm(f(norm(x))): a norm on either side of the branch",
         source="CogView: Mastering Text-to-Image Generation via Transformers, 2105.13290, 2021",
     )
 
@@ -115,7 +115,7 @@ class Gated(ResidualStyle):
     card = Card(
         name="gated",
         kind="wiring",
-        summary="A gated recurrent unit joins branch and stream, nearly closed at the start.",
+        summary="a gated recurrent unit joins branch and stream, nearly closed at the start",
         source="Stabilizing Transformers for Reinforcement Learning, 1910.06764, 2019",
     )
 
@@ -139,7 +139,7 @@ class NoResidual(ResidualStyle):
     card = Card(
         name="plain",
         kind="wiring",
-        summary="f(x): neither norm nor residual around the parts inside.",
+        summary="f(x): neither norm nor residual around the parts inside",
         source="Deep networks before residual learning; for ablations",
     )
 

@@ -22,7 +22,7 @@ class Skip(Wiring):
     card = Card(
         name="skip",
         kind="wiring",
-        summary="Joins a stack's output with its input by one matrix (U-shape).",
+        summary="joins a stack's output with its input by one matrix (U-shape)",
         source="U-Net, 1505.04597, 2015; All are Worth Words: A ViT Backbone for Diffusion Models, 2209.12152, 2022",
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from formwright.contract import Card, ChannelMixer, Layout, Norm, ResidualStyle, TokenMixer, Wiring
 
-STRUCTURE = Card(name="stack", kind="wiring", summary="Parts one after another.")
+STRUCTURE = Card(name="stack", kind="wiring", summary="parts one after another")
 
 
 class Plain(Wiring):
@@ -136,7 +136,7 @@ class Parallel(Wiring):
 
     Falcon-H1 (arXiv 2507.22448, 2025) runs attention and state-space heads so."""
 
-    card = Card(name="parallel", kind="wiring", summary="Branches on the same input, outputs added.")
+    card = Card(name="parallel", kind="wiring", summary="branches on the same input, outputs added")
 
     def __init__(self, branches: list[Wiring], dim: int):
         super().__init__()
