@@ -149,7 +149,7 @@ def _items_during(run: Run) -> int:
 
 
 def _validates(run: Run) -> bool:
-    return bool(run.source.sizes.get("validation"))
+    return bool(run.source.counts.get("validation"))
 
 
 def _evaluated(run: Run) -> bool:
@@ -220,7 +220,7 @@ def _items_at_the_end(run: Run) -> int | None:
     recipe, source = run.recipe, run.source
     if recipe.evaluation_items is not None:
         return recipe.evaluation_items
-    size = source.sizes["validation"] // (source.tokens_per_item if source.kind == "text" else 1)
+    size = source.counts["validation"]
     most = max(LEAST_FINAL_ITEMS, run.fit.step * recipe.batch_size * recipe.accumulate // FORWARD_SHARE)
     if size <= most:
         return None

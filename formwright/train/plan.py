@@ -29,7 +29,7 @@ def planned_steps(run: Run, plan: budgets.Budget) -> int:
         return budgets.steps(plan, tokens_per_step=batch.tokens * recipe.accumulate)
     if plan.unit == "macs":
         # Backward makes two matrix products for each of the forward's.
-        forward = run.model.cost(tuple(batch.inputs.shape[1:]), batch=batch.items).macs
+        forward = run.model.cost(run.source.shape, batch=batch.items).macs
         return budgets.steps(plan, macs_per_step=3 * forward * recipe.accumulate)
     began = time.perf_counter()
     each = _measured(run, CALIBRATION_SHARE * plan.amount)

@@ -191,7 +191,7 @@ def test_options_that_make_no_sense_are_named(options):
 
 def test_an_empty_part_cannot_be_scored():
     source = TinySource()
-    source.sizes["test"] = 0
+    source.counts["test"] = 0
     with pytest.raises(ValueError, match="the test part of tiny holds no item"):
         evaluate(TinyModel(), source, "test", limit=None)
 

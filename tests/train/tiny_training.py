@@ -32,17 +32,15 @@ class TinySource:
     seed: int = 0
     poison: set[int] = field(default_factory=set)  # training steps whose loss shall be NaN
     name: str = "tiny"
-    kind: str = "synthetic"
     metric: str = "loss"
     lower_is_better: bool = True
-    unit: str = "nats"
-    tokens_per_item: int = LENGTH
     fingerprint: str = "tiny-1"
 
     def __post_init__(self) -> None:
-        self.sizes = {"train": self.items, "validation": self.held_out, "test": self.held_out}
+        self.shape = (LENGTH,)
+        self.counts = {"train": self.items, "validation": self.held_out, "test": self.held_out}
         generator = torch.Generator().manual_seed(self.seed)
-        total = sum(self.sizes.values())
+        total = sum(self.counts.values())
         start = torch.randint(VOCAB, (total, 1), generator=generator)
         stride = torch.randint(1, 4, (total, 1), generator=generator)
         tokens = (start + stride * torch.arange(LENGTH + 1)) % VOCAB
@@ -66,7 +64,7 @@ class TinySource:
 
     def evaluation(self, split: str, size: int, limit: int | None = None) -> Iterator[Batch]:
         first = {"train": 0, "validation": self.items, "test": self.items + self.held_out}[split]
-        rows = torch.arange(first, first + min(self.sizes[split], limit or self.sizes[split]))
+        rows = torch.arange(first, first + min(self.counts[split], self.counts[split] if limit is None else limit))
         for part in rows.split(size):
             yield self._rows(part)
 
