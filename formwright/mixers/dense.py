@@ -37,7 +37,7 @@ class Dense(TokenMixer):
     )
 
     def __init__(
-        self, dim: int, *, causal: bool = False, length: int = 1024, heads: int | None = None, project: bool = False
+        self, dim: int, *, causal: bool = False, length: int = 512, heads: int | None = None, project: bool = False
     ):
         super().__init__(dim, causal=causal)
         self.heads = heads or max(h for h in range(1, 9) if dim % h == 0)

@@ -173,7 +173,7 @@ class Hyena(TokenMixer):
         if layout.prefix:
             self.refuse("prefix", f"class tokens have no place in a grid of {self.rank} axes; set cls=False or rank=1")
         if len(layout.grid) != self.rank:
-            self.refuse(f"rank={self.rank}", f"the grid has {len(layout.grid)} axes; set rank={len(layout.grid)} or 1")
+            self.refuse(f"rank={self.rank}", f"the grid has {len(layout.grid)} axes; rank=1 reads any")
         return layout.grid
 
     def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> State:

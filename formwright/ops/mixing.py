@@ -46,7 +46,7 @@ def dense(x: Tensor, matrix: Tensor, *, causal: bool = False, backend: str = "au
         matrix = matrix.tril(columns - rows)
     if backend == "reference":
         split = x.reshape(batch, tokens, heads, dim // heads)
-        out = [sum(matrix[:, t, s, None] * split[:, s] for s in range(tokens)) for t in range(rows)]
+        out = [(matrix[:, t].T[..., None] * split).sum(1) for t in range(rows)]
         return torch.stack(out, 1).reshape(batch, rows, dim)
     split = x.reshape(batch, tokens, heads, dim // heads).permute(2, 1, 0, 3).reshape(heads, tokens, -1)
     y = torch.bmm(matrix.to(x.dtype), split).reshape(heads, rows, batch, dim // heads)
