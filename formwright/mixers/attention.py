@@ -1,0 +1,236 @@
+"""Attention: every token reads all others, weighted by the softmax of query-key products.
+
+    q_i = W_q x_i,  k_j = W_k x_j,  v_j = W_v x_j        (heads of width K; H query heads, G key/value heads, G | H)
+    y_i = W_o concat_h sum_j softmax_j(q_hi . k_gj / sqrt(K) + bias_hij) v_gj,   g = h G // H
+
+Attention Is All You Need, 1706.03762, 2017. Fewer key/value heads: Fast Transformer Decoding (multi-query), 1911.02150,
+2019; GQA, 2305.13245, 2023. Fewer query heads than the width holds: SQA, 2510.01817, 2025. Window: Longformer,
+2004.05150, 2020; Mistral 7B, 2310.06825, 2023. Normalised queries and keys: Query-Key Normalization for Transformers,
+2010.04245, 2020, in its RMS form with a learned scale (Qwen3, 2505.09388, 2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from formwright.contract import Card, Cost, Layout, TokenMixer, Unsupported, element_size, parameter_count, split_heads
+from formwright.ops.attention import Distance, attention, macs
+from formwright.ops.masks import Causal, Mask, Window
+from formwright.parts import card_of, class_of, register
+
+
+@register
+class Attention(TokenMixer):
+    card = Card(
+        name="attention",
+        summary="softmax attention: grouped or fewer heads, windows, rotary or biased positions, normalised q and k",
+        source="Attention Is All You Need, 1706.03762, 2017",
+        patterns=("self", "causal", "cross", "causal_cross"),
+        time="N^2",
+        state="N",
+        symmetries=("permutation",),
+    )
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        causal: bool = False,
+        heads: int | None = None,
+        kv_heads: int | None = None,
+        q_heads: int | None = None,
+        head_dim: int | None = None,
+        window: int | None = None,
+        position: Callable | None = None,
+        qk_norm: bool = False,
+        bias: bool = False,
+    ):
+        """
+        heads, head_dim  heads of width head_dim; dim / heads without it
+        q_heads          query heads that are kept of them (SQA), all without it
+        kv_heads         key/value heads, a divisor of the query heads, as many without it
+        window           a token sees those fewer than `window` places away
+        position         a rotary or bias position
+        qk_norm          RMS norm of queries and keys
+        bias             of the four linear maps
+
+        Raises ValueError or Unsupported for what doesn't fit."""
+        super().__init__(dim, causal=causal)
+        heads, self.head_dim = split_heads("attention", dim, heads, head_dim)
+        self.heads = heads if q_heads is None else q_heads
+        self.kv_heads = self.heads if kv_heads is None else kv_heads
+        if not 1 <= self.heads <= heads:
+            self.refuse(f"q_heads={q_heads}", f"query heads are 1 to heads={heads}")
+        if self.kv_heads < 1 or self.heads % self.kv_heads:
+            self.refuse(f"kv_heads={kv_heads}", f"the {self.heads} query heads must be a multiple of them")
+        if window is not None and window < 1:
+            self.refuse(f"window={window}", "a window holds at least the token itself")
+        self.window = window
+        self.query = nn.Linear(dim, self.heads * self.head_dim, bias=bias)
+        self.key = nn.Linear(dim, self.kv_heads * self.head_dim, bias=bias)
+        self.value = nn.Linear(dim, self.kv_heads * self.head_dim, bias=bias)
+        self.out = nn.Linear(self.heads * self.head_dim, dim, bias=bias)
+        self.query_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if qk_norm else None
+        self.key_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if qk_norm else None
+        self.position = None if position is None else self._make(position)
+
+    def _make(self, factory: Callable) -> nn.Module:
+        name, role = card_of(factory).name, getattr(class_of(factory), "role", None)
+        if role == "rotate":
+            return factory(dim=self.head_dim)
+        if role == "bias":
+            return factory(heads=self.heads)
+        reason = "it is added to embedded tokens: give it to the embedding instead"
+        raise Unsupported("attention", f"position={name}", reason if role == "embed" else "it is no position")
+
+    @property
+    def role(self) -> str | None:
+        return None if self.position is None else self.position.role
+
+    def forward(
+        self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
+    ) -> Tensor:
+        """x (B, N, D), context (B, M, D) -> (B, N, D). With a context every token reads all of it and no other token of
+        x, so that the causal cross pattern is the same."""
+        if context is not None:
+            context_layout = Layout((context.shape[1],)) if context_layout is None else context_layout
+        self._check(layout, context_layout, context is not None)
+        across = context_layout if context is not None else layout
+        q = self._queries(x, layout.positions(x.device))
+        k, v = self._keys(x if context is None else context, across.positions(x.device))
+        mask = self.mask if context is None else None
+        bias = self._bias(layout, x)
+        offsets = None if layout.offsets is None else (layout.offsets, across.offsets)
+        lengths = None if across.lengths is None else (layout.lengths if context is None else None, across.lengths)
+        if self.causal and context is None:
+            lengths = None  # padding comes after every token that counts
+        o = attention(q, k, v, mask=mask, bias=bias, offsets=offsets, lengths=lengths, backend=self.backend)
+        return self.out(o.flatten(2))
+
+    def _check(self, layout: Layout, context_layout: Layout | None, cross: bool) -> None:
+        if self.window is not None and cross:
+            self.refuse("window with a context", "places of tokens and of their context are not comparable")
+        if self.window is not None and len(layout.grid) != 1:
+            self.refuse("window", f"it counts places along one axis, but the grid has {len(layout.grid)}")
+        if cross and (layout.offsets is None) != (context_layout.offsets is None):
+            self.refuse("packed tokens", "tokens and context must both be packed, or neither")
+        if self.position is not None and cross:
+            self.refuse("position with a context", "places of tokens and of their context are not comparable")
+
+    @property
+    def mask(self) -> Mask | None:
+        """What a token may attend to within its own sequence."""
+        parts = [Causal()] if self.causal else []
+        parts += [Window(self.window)] if self.window is not None else []
+        return parts[0] & parts[1] if len(parts) == 2 else (parts or [None])[0]
+
+    def _queries(self, x: Tensor, positions: Tensor) -> Tensor:
+        q = self.query(x).unflatten(-1, (self.heads, self.head_dim))
+        q = q if self.query_norm is None else self.query_norm(q)
+        return self.position.rotate(q, positions) if self.role == "rotate" else q
+
+    def _keys(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        k = self.key(x).unflatten(-1, (self.kv_heads, self.head_dim))
+        k = k if self.key_norm is None else self.key_norm(k)
+        k = self.position.rotate(k, positions) if self.role == "rotate" else k
+        return k, self.value(x).unflatten(-1, (self.kv_heads, self.head_dim))
+
+    def _bias(self, layout: Layout, x: Tensor) -> Any:
+        """The position's bias in the form that costs least memory."""
+        if self.role != "bias":
+            return None
+        if len(layout.grid) == 1 and layout.prefix == 0 and layout.coords is None and self._relative:
+            return self._distances(layout.tokens, x)
+        places = layout.positions(x.device)
+        if any(p.requires_grad for p in self.position.parameters()):
+            return self.position.bias(places, places).to(x.dtype)
+        return lambda i, j: self.position.bias(places[..., i, :], places[..., j, :]).to(x.dtype)
+
+    @property
+    def _relative(self) -> bool:
+        """Whether the position says that its bias depends on distance alone, on one axis."""
+        return getattr(self.position, "relative", False)
+
+    def _distances(self, m: int, x: Tensor) -> Distance:
+        """The bias of each distance up to m tokens."""
+        distances = torch.arange(1 - m, m, device=x.device)[:, None]
+        table = self.position.bias(distances, torch.zeros_like(distances[:1]))
+        return Distance(table[..., 0].to(x.dtype), m - 1)
+
+    def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> dict[str, Any]:
+        """Keys and values (B, G, capacity, K), written in place as tokens come (so that a state given to `extend` is
+        spent: clone it to branch); a window keeps a ring of its own size. Without room they grow twofold."""
+        if not self.causal:
+            self.refuse("extend", "only a causal part decodes; build with causal=True")
+        room = 0 if capacity is None else capacity
+        like = self.key.weight if like is None else like
+        shape = batch, self.kv_heads, room if self.window is None else min(room, self.window), self.head_dim
+        new = {"dtype": like.dtype, "device": like.device}
+        return {"keys": torch.zeros(shape, **new), "values": torch.zeros(shape, **new), "count": 0}
+
+    def extend(self, x: Tensor, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """x (B, T, D) -> outputs (B, T, D) and the state after them."""
+        count, t = state["count"], x.shape[1]
+        positions = torch.arange(count, count + t, device=x.device)[:, None]
+        q = self._queries(x, positions)
+        new = [each.transpose(1, 2) for each in self._keys(x, positions)]
+        caches = [self._room(state[name], count + t, new[0]) for name in ("keys", "values")]
+        size = caches[0].shape[2]
+        if count + t <= size:
+            for cache, each in zip(caches, new, strict=True):
+                cache[:, :, count : count + t] = each
+            k, v = (cache[:, :, : count + t] for cache in caches)
+            mask = self.mask
+        elif t == 1 and self.role != "bias":
+            for cache, each in zip(caches, new, strict=True):
+                cache[:, :, count % size] = each[:, :, 0]
+            (k, v), mask = caches, None  # the ring holds just the window, and softmax heeds no order
+        else:
+            past = torch.arange(max(0, count - size + 1), count, device=x.device) % size
+            k, v = (torch.cat([cache[:, :, past], each], 2) for cache, each in zip(caches, new, strict=True))
+            last = min(t, size)
+            slots = torch.arange(count + t - last, count + t, device=x.device) % size
+            for cache, each in zip(caches, new, strict=True):
+                cache[:, :, slots] = each[:, :, t - last :]
+            mask = self.mask
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
+        bias = self._cached_bias(k.shape[1], count, t, x)
+        o = attention(q, k, v, mask=mask, bias=bias, backend=self.backend)
+        return self.out(o.flatten(2)), {"keys": caches[0], "values": caches[1], "count": count + t}
+
+    def _room(self, cache: Tensor, needed: int, new: Tensor) -> Tensor:
+        """The cache itself, or a larger one where it is too small and may grow; a copy where gradients need the old."""
+        size = cache.shape[2]
+        most = needed if self.window is None else min(needed, self.window)
+        if size < most:
+            grown = max(most, 2 * size) if self.window is None else min(max(most, 2 * size), self.window)
+            larger = cache.new_zeros(*cache.shape[:2], grown, cache.shape[3])
+            larger[:, :, :size] = cache
+            return larger
+        return cache.clone() if torch.is_grad_enabled() and (new.requires_grad or cache.requires_grad) else cache
+
+    def _cached_bias(self, m: int, count: int, t: int, x: Tensor) -> Any:
+        """The bias of the last t tokens towards the m keys that end with them."""
+        if self.role != "bias":
+            return None
+        if self._relative:
+            return self._distances(m, x)
+        places = torch.arange(count + t - m, count + t, device=x.device)[:, None]
+        return self.position.bias(places[m - t :], places).to(x.dtype)
+
+    def cost(self, layout: Layout, batch: int = 1) -> Cost:
+        """Projections, and what `ops.attention` computes for each sequence."""
+        n, width = layout.tokens, self.head_dim
+        linear = batch * n * self.dim * 2 * (self.heads + self.kv_heads) * width
+        alone = layout.plain or (layout.lengths is not None and self.causal)
+        sizes = [(n, batch)] if alone else [(part.tokens, 1) for _, _, part in layout.sequences()]
+        heads = {"heads": self.heads, "kv_heads": self.kv_heads, "key_dim": width}
+        what = {"mask": self.mask, "bias": self.role == "bias", "backend": self.backend}
+        products = sum(macs(size, size, **heads, **what, batch=rows) for size, rows in sizes)
+        slots = n if self.window is None else min(n, self.window)
+        state = 2 * batch * self.kv_heads * slots * width * element_size(self) if self.causal else 0
+        return Cost(parameter_count(self), linear + products, state)
