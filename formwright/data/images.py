@@ -108,6 +108,9 @@ def _header(path: Path) -> tuple[tuple[int, int], bool]:
 
     with Image.open(path) as file:
         grey = file.mode in ("L", "1", "F") or file.mode.startswith("I")
+        if file.mode == "P":
+            palette = np.array(file.getpalette()).reshape(-1, 3)
+            grey = bool((palette == palette[:, :1]).all())
         return file.size, grey and "transparency" not in file.info
 
 

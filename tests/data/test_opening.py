@@ -5,6 +5,7 @@ import pytest
 
 from formwright import data
 from formwright.data import DataError
+from formwright.data.cache import entry
 from formwright.data.source import Scale, shuffled
 
 
@@ -108,6 +109,16 @@ def test_a_cache_that_is_a_file(tmp_path):
     (tmp_path / "a.txt").write_text("one " * 200)
     with pytest.raises(DataError, match="set FORMWRIGHT_CACHE"):
         data.open(tmp_path / "a.txt", cache=tmp_path / "a.txt" / "below")
+
+
+def test_an_entry_made_by_another_process_meanwhile_is_kept(tmp_path):
+    def build(work):
+        (work / "ours").write_text("x")
+        (tmp_path / "name").mkdir()
+        (tmp_path / "name" / "theirs").write_text("x")
+
+    assert [p.name for p in entry(tmp_path, "name", build).iterdir()] == ["theirs"]
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".name")] == []
 
 
 def test_a_failed_entry_leaves_nothing(tmp_path):
