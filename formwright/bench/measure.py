@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from formwright.bench.memory import peak_memory
 from formwright.contract import Embed, state_bytes
+from formwright.ops.attention import SDPA_FLOPS
 
 WARM_UP = 2
 LEAST = 3
@@ -55,7 +56,7 @@ def spread(times: list[float]) -> dict[str, float]:
 
 def counted_macs(call: Callable[[], object]) -> int:
     """The multiply-adds that a call executes in matrix products and convolutions, counted while it runs."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=SDPA_FLOPS) as counter:
         call()
     return counter.get_total_flops() // 2
 

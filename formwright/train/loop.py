@@ -28,8 +28,8 @@ from formwright.train.schedule import warmup_steps
 from formwright.train.step import own_randomness
 
 EVALUATIONS = 10  # of a run, where evaluate_every is left open
-FORWARD_SHARE = 3  # a training step costs about three forwards: so many times fewer items evaluated cost a tenth
-LEAST_FINAL_ITEMS = 1024
+EVALUATION_SHARE = 1 / 6  # items evaluated for one trained on: at a third of a step's cost, a twentieth of the time
+LEAST_FINAL_ITEMS = 512
 
 
 def fit(
@@ -68,8 +68,8 @@ def fit(
                       share of lr where the cosine ends, `clip` the largest gradient norm (None: any)
     seed              of data order and dropout; the weights begin as they are
     evaluate_every    steps between evaluations on validation (None: a tenth of the run)
-    evaluation_items  the most items an evaluation scores. None: during the run as many as cost about a tenth of the
-                      training; at the end the whole part, unless that too would cost more, and then a note says so
+    evaluation_items  the most items an evaluation scores. None: during the run as many as cost about a twentieth of
+                      the training; at the end the whole part, unless that too would cost more, and then a note says so
     folder            for checkpoints, one every `checkpoint_every` seconds (None: at the end and on Ctrl-C alone).
                       `resume` goes on from the last, on CPU with as many threads to the same bits; where there is none
                       it begins
@@ -145,7 +145,7 @@ def _items_during(run: Run) -> int:
     """Items that an evaluation in the middle of the run scores at most."""
     recipe = run.recipe
     trained = _evaluation_every(run) * recipe.batch_size * recipe.accumulate
-    return recipe.evaluation_items or max(recipe.batch_size, trained // FORWARD_SHARE)
+    return recipe.evaluation_items or max(recipe.batch_size, int(trained * EVALUATION_SHARE))
 
 
 def _validates(run: Run) -> bool:
@@ -221,7 +221,7 @@ def _items_at_the_end(run: Run) -> int | None:
     if recipe.evaluation_items is not None:
         return recipe.evaluation_items
     size = source.counts["validation"]
-    most = max(LEAST_FINAL_ITEMS, run.fit.step * recipe.batch_size * recipe.accumulate // FORWARD_SHARE)
+    most = max(LEAST_FINAL_ITEMS, int(run.fit.step * recipe.batch_size * recipe.accumulate * EVALUATION_SHARE))
     if size <= most:
         return None
     text = f"the last validation scores {most} of {size} items: evaluation_items={size} would score all"

@@ -15,7 +15,7 @@ from formwright.train.recipe import Recipe
 from formwright.train.run import Run, begin, do_step
 from formwright.train.step import own_randomness, seconds_per_step, untouched
 
-TRAINING_SHARE = 0.9  # of a time budget; evaluations and checkpoints have the rest
+TRAINING_SHARE = 0.87  # of a time budget; evaluations and checkpoints have the rest
 CALIBRATION_SHARE = 0.03  # of a time budget
 
 

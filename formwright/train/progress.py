@@ -32,8 +32,8 @@ def rate_text(per_second: float) -> str:
     """870, 12.3k or 4.5M tokens a second."""
     for bound, unit in ((1e6, "M"), (1e3, "k")):
         if per_second >= bound:
-            return f"{per_second / bound:.3g}{unit} tokens/s"
-    return f"{per_second:.3g} tokens/s"
+            return f"{per_second / bound:.3g}{unit} tok/s"
+    return f"{per_second:.3g} tok/s"
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ def bar(name: str = "training", console: Console | None = None) -> Iterator[List
 
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
         TextColumn("{task.fields[loss]}"),
         TextColumn("{task.fields[validation]}"),
@@ -51,7 +51,8 @@ def bar(name: str = "training", console: Console | None = None) -> Iterator[List
         TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task(name, total=None, loss="", validation="", rate="", left="")
+        short = name if len(name) <= 20 else name[:19] + "…"
+        task = progress.add_task(short, total=None, loss="", validation="", rate="", left="")
         began_at: dict[str, float] = {}
 
         def listen(event: dict[str, Any]) -> None:
@@ -65,12 +66,12 @@ def bar(name: str = "training", console: Console | None = None) -> Iterator[List
                         task,
                         completed=event["step"],
                         total=event["steps"],
-                        loss=f"loss {event['loss']:.4f}",
+                        loss=f"loss {event['loss']:.3f}",
                         rate=rate_text(event["tokens_per_second"]),
                         left=f"{time_text(_seconds_left(event))} left",
                     )
                 case "evaluation":
-                    progress.update(task, validation=f"validation {event['loss']:.4f}")
+                    progress.update(task, validation=f"val {event['loss']:.3f}")
                 case "note":
                     progress.console.print(f"{name}: {event['text']}", markup=False, highlight=False)
                 case "failed":

@@ -69,6 +69,12 @@ def test_decode_and_prefill_rows():
     assert set(model.modes) == {(False, False)} and model.training
 
 
+def test_fused_attention_is_counted():
+    q = torch.randn(1, 2, 32, 8)
+    macs = measure.counted_macs(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True))
+    assert macs == 2 * 2 * 32 * 32 * 8
+
+
 def test_a_model_that_cannot_extend_says_so():
     model = TinyDecoder()
 

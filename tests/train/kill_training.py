@@ -21,7 +21,7 @@ from tiny_training import TinyModel, TinySource
 
 from formwright.train import checkpoint, fit
 
-STEPS = 150
+STEPS = 80
 
 
 def train(folder: Path) -> None:

@@ -32,7 +32,7 @@ def stopping_at(step, error):
 def test_killed_at_random_moments_and_resumed_it_ends_in_the_same_bits(tmp_path):
     paths = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, str(HERE / "kill_training.py"), str(tmp_path), "12"],
+        [sys.executable, str(HERE / "kill_training.py"), str(tmp_path), "10"],
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
