@@ -1,0 +1,95 @@
+"""Reading a store of races: one race as a tree, all of them, or the one that a user's word names.
+
+Each read is one snapshot, so that a race still being written by another process is seen at one moment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import sqlite3
+from pathlib import Path
+
+from formwright.race.records import Contender, Measured, Point, Race, RaceNotFound, Sample, Trial
+
+
+def load_race(conn: sqlite3.Connection, race: str) -> Race:
+    """The whole race as a tree, read in one snapshot. Raises RaceNotFound for an id that is not there."""
+    with conn:
+        conn.execute("BEGIN")
+        tree = _trees(conn, "WHERE id = ?", (race,))
+        if not tree:
+            raise RaceNotFound(f"there is no race '{race}' in {_file(conn)}")
+        contenders = {contender.name: contender for contender in tree[0].contenders}
+        trials = {trial.id: trial for contender in tree[0].contenders for trial in contender.trials}
+        for trial, *rest, value in conn.execute(
+            "SELECT p.* FROM points p JOIN trials t ON t.id = p.trial WHERE t.race = ? ORDER BY p.trial, p.step",
+            (race,),
+        ):
+            trials[trial].points.append(Point(*rest, math.nan if value is None else value))
+        for _, name, *rest in conn.execute("SELECT * FROM costs WHERE race = ? ORDER BY kind, batch, length", (race,)):
+            contenders[name].costs.append(Measured(*rest))
+        for name, seed, kind, content in conn.execute(
+            "SELECT contender, seed, kind, content FROM samples WHERE race = ? ORDER BY rowid", (race,)
+        ):
+            contenders[name].samples.append(Sample(seed, kind, json.loads(content)))
+    return tree[0]
+
+
+def list_races(conn: sqlite3.Connection) -> list[Race]:
+    """All races, newest first, each with its contenders and trials but without points, costs and samples."""
+    with conn:
+        conn.execute("BEGIN")
+        return _trees(conn, "", ())
+
+
+def find_race(conn: sqlite3.Connection, what: str | Path) -> str:
+    """The id of the race that `what` names: an id, the unique start of one, 'latest', or a path in its run folder.
+
+    Raises RaceNotFound, naming the nearest ids, when none or several answer.
+    """
+    ids = [row[0] for row in conn.execute("SELECT id FROM races ORDER BY julianday(created) DESC, rowid DESC")]
+    what = str(what)
+    if not ids:
+        raise RaceNotFound(f"there is no race in {_file(conn)} yet: start one with `formwright race`")
+    if what in ids:
+        return what
+    if what == "latest":
+        return ids[0]
+    if Path(what).exists():
+        inside = [folder.name for folder in (Path(what).resolve(), *Path(what).resolve().parents) if folder.name in ids]
+        if inside:
+            return inside[0]
+    starting = [id for id in ids if what and id.startswith(what)]
+    if len(starting) == 1:
+        return starting[0]
+    if starting:
+        raise RaceNotFound(f"'{what}' is the start of {len(starting)} races: {_few(starting)}. Write more of the id")
+    near = difflib.get_close_matches(what, ids, n=3, cutoff=0.4) or ids[:3]
+    raise RaceNotFound(f"there is no race '{what}'; the nearest are {_few(near)} (or say 'latest')")
+
+
+def _trees(conn: sqlite3.Connection, where: str, values: tuple) -> list[Race]:
+    home = _file(conn).parent
+    races: dict[str, Race] = {}
+    for id, created, finished, status, data, *json_columns in conn.execute(
+        f"SELECT * FROM races {where} ORDER BY julianday(created) DESC, rowid DESC", values
+    ):
+        races[id] = Race(id, created, finished, status, data, *map(json.loads, json_columns), folder=home / id)
+    for race, tree in races.items():
+        rows = conn.execute("SELECT * FROM contenders WHERE race = ? ORDER BY position, name", (race,))
+        tree.contenders = [Contender(*row[1:]) for row in rows]
+        by_name = {contender.name: contender for contender in tree.contenders}
+        for row in conn.execute("SELECT * FROM trials WHERE race = ? ORDER BY id", (race,)):
+            id, _, name, *middle, scores, error, folder = row
+            by_name[name].trials.append(Trial(id, name, *middle, json.loads(scores or "{}"), error, folder))
+    return list(races.values())
+
+
+def _file(conn: sqlite3.Connection) -> Path:
+    return Path(conn.execute("PRAGMA database_list").fetchone()[2])
+
+
+def _few(ids: list[str]) -> str:
+    return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
