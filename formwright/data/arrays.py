@@ -179,7 +179,7 @@ def _read(path, x, answers, names, parts, scale, notes, seed) -> Source:
         if not labels:
             raise DataError(f"{path}: pictures are classified; give y as whole numbers or text (n,)")
         pixels = _pixels(path, x, parts["train"])
-        notes.append(f"x is read as pictures of {pixels.shape[2]} x {pixels.shape[3]}, {pixels.shape[1]} channels.")
+        notes.append(f"x is read as pictures of {pixels.shape[1]} x {pixels.shape[2]}, {pixels.shape[3]} channels.")
         return of_pixels(name, "arrays", pixels, answers, parts, names, notes, fingerprint)
     if x.ndim == 3:
         steps, variates = x.shape[1:]
@@ -193,12 +193,12 @@ def _read(path, x, answers, names, parts, scale, notes, seed) -> Source:
 
 
 def _pixels(path: Path, x: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """Pictures as uint8 (n, C, H, W)."""
+    """Pictures as uint8 (n, H, W, C)."""
     if x.ndim == 3:
-        x = x[:, None]
-    elif x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
-        x = np.moveaxis(x, -1, 1)
-    elif x.shape[1] not in (1, 3):
+        x = x[..., None]
+    elif x.shape[1] in (1, 3) and x.shape[-1] not in (1, 3):
+        x = np.moveaxis(x, 1, -1)
+    elif x.shape[-1] not in (1, 3):
         raise DataError(f"{path}: pictures have 1 or 3 channels, (n, H, W, C) or (n, C, H, W), but x is {x.shape}")
     if x.dtype == np.uint8:
         return x

@@ -73,14 +73,14 @@ def table(name: str) -> tuple[pd.DataFrame, str]:
 
 
 def digits(seed: int) -> Source:
-    """Handwritten digits (1797, 1, 8, 8)."""
+    """Handwritten digits (1797, 8, 8, 1)."""
     from sklearn.datasets import load_digits
 
     from formwright.data.cache import array_hash, digest
     from formwright.data.images import of_pixels
 
     bunch = load_digits()
-    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
+    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     answers = bunch.target.astype(np.int64)
     parts = shuffled(len(answers), seed, answers)
     names = [str(k) for k in range(10)]

@@ -65,7 +65,7 @@ def open_picture(path: Path):
 
 
 def square(image, size: int) -> np.ndarray:
-    """Scale the shorter side to `size` and cut the centre -> uint8 (C, size, size)."""
+    """Scale the shorter side to `size` and cut the centre -> uint8 (size, size, C)."""
     from PIL import Image
 
     width, height = image.size
@@ -76,7 +76,7 @@ def square(image, size: int) -> np.ndarray:
         left, top = (wide - size) // 2, (high - size) // 2
         image = image.crop((left, top, left + size, top + size))
     pixels = np.asarray(image, dtype=np.uint8)
-    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def _layout(folder: Path, files: list[Path]) -> tuple[list[str], list[str | None], list[str]]:
@@ -115,7 +115,7 @@ def _header(path: Path) -> tuple[tuple[int, int], bool]:
 
 
 def _decode(files: list[Path], image_size: int | None, work: Path) -> None:
-    """Write pixels.npy (n, C, S, S) and meta.json: which files were kept, which are broken."""
+    """Write pixels.npy (n, S, S, C) and meta.json: which files were kept, which are broken."""
     from PIL import Image
 
     kept, broken, sizes, grey = [], [], Counter(), True
@@ -129,7 +129,7 @@ def _decode(files: list[Path], image_size: int | None, work: Path) -> None:
     same = next(iter(sizes)) if len(sizes) == 1 else (0, 0)
     chosen = image_size or (same[0] if same[0] == same[1] and 0 < same[0] <= 64 else 32)
     pixels = np.lib.format.open_memmap(
-        work / "pixels.npy", mode="w+", dtype=np.uint8, shape=(len(files), 1 if grey else 3, chosen, chosen)
+        work / "pixels.npy", mode="w+", dtype=np.uint8, shape=(len(files), chosen, chosen, 1 if grey else 3)
     )
     for number, path in enumerate(files):
         try:
@@ -159,8 +159,8 @@ def open_images(
     if meta["broken"]:
         first = "; ".join(f"{files[n].relative_to(folder)}" for n, _ in meta["broken"][:3])
         notes.append(f"Left out {len(meta['broken'])} pictures that can't be read: {first}.")
-    if meta["size"] != list(pixels.shape[:1:-1]):
-        notes.append(f"Pictures are scaled and cut to {pixels.shape[2]} x {pixels.shape[3]} (image_size sets this).")
+    if meta["size"] != [pixels.shape[2], pixels.shape[1]]:
+        notes.append(f"Pictures are scaled and cut to {pixels.shape[1]} x {pixels.shape[2]} (image_size sets this).")
     rows = np.array(meta["kept"], dtype=np.int64)
     labels, splits = [labels[n] for n in rows], [splits[n] for n in rows]
     names = sorted(set(labels))
@@ -211,13 +211,13 @@ def of_pixels(
     notes: list[str],
     fingerprint: str,
 ) -> Source:
-    """Pictures uint8 (n, C, H, W), perhaps memory-mapped, with answers (n,) -> a Source."""
+    """Pictures uint8 (n, H, W, C), perhaps memory-mapped, with answers (n,) -> a Source."""
     from formwright.data.table import of_arrays
 
     scale = _pixel_scale(pixels, parts["train"])
-    mean = torch.tensor(scale.mean, dtype=torch.float32)[:, None, None]
-    deviation = torch.tensor(scale.deviation, dtype=torch.float32)[:, None, None]
-    channels, height, width = pixels.shape[1:]
+    mean = torch.tensor(scale.mean, dtype=torch.float32)
+    deviation = torch.tensor(scale.deviation, dtype=torch.float32)
+    height, width, channels = pixels.shape[1:]
 
     def normalise(rows: np.ndarray) -> Tensor:
         return (torch.from_numpy(np.array(rows)).float() - mean) / deviation
@@ -241,7 +241,7 @@ def of_pixels(
 
     targets = torch.from_numpy(answers)
     facts = {"channels": channels, "image": (height, width), "classes": len(names)}
-    source = of_arrays(name, kind, "patches", torch.zeros(0, channels, height, width), targets, parts, facts, notes,
+    source = of_arrays(name, kind, "patches", torch.zeros(0, height, width, channels), targets, parts, facts, notes,
                        names, fingerprint, scale=scale, prepare=prepare)  # fmt: skip
     source.take, source.tokens_per_item = take, height * width
     source.unit = "share of pictures classified rightly"
@@ -253,8 +253,8 @@ def _pixel_scale(pixels: np.ndarray, rows: np.ndarray) -> Scale:
     total, squares, number = 0.0, 0.0, 0
     for start in range(0, len(rows), 1000):
         part = pixels[rows[start : start + 1000]].astype(np.float64)
-        total, squares = total + part.sum((0, 2, 3)), squares + (part**2).sum((0, 2, 3))
-        number += part.shape[0] * part.shape[2] * part.shape[3]
+        total, squares = total + part.sum((0, 1, 2)), squares + (part**2).sum((0, 1, 2))
+        number += part.shape[0] * part.shape[1] * part.shape[2]
     mean = total / number
     deviation = np.sqrt(np.maximum(squares / number - mean**2, 0.0))
     return Scale(mean, np.where(deviation > 1e-6, deviation, 1.0))

@@ -9,7 +9,7 @@ Shapes of a batch, B rows:
 
     embed     inputs                                                 head      targets
     tokens    (B, N) int64                                           lm        (B, N) int64, -100 where not scored
-    patches   (B, C, H, W) float32, normalised                       classify  (B,) int64
+    patches   (B, H, W, C) float32, normalised                       classify  (B,) int64
     series    (B, T, V) float32, z-scored, nothing missing           forecast  (B, horizon, V) float32, NaN if missing
     columns   (B, F) float32: z-scored numbers, then category codes  regress   (B, outputs) float32, z-scored
 """
@@ -166,10 +166,10 @@ class Source:
         return self.scale.back(np.asarray(values, dtype=np.float64))
 
     def picture(self, image: Any) -> np.ndarray:
-        """One normalised input (C, H, W) -> uint8 (H, W) grey or (H, W, 3) colour."""
+        """One normalised input (H, W, C) -> uint8 (H, W) grey or (H, W, 3) colour."""
         if self.embed != "patches" or self.scale is None:
             raise DataError(f"{self.name} is {self.kind} data: its inputs are no pictures")
-        pixels = self.scale.back(np.moveaxis(np.asarray(image, dtype=np.float64), 0, -1))
+        pixels = self.scale.back(np.asarray(image, dtype=np.float64))
         pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
         return pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3]
 

@@ -47,7 +47,7 @@ def test_classified(tmp_path, x, embed, facts):
         assert batch.inputs.dtype == torch.int64
     else:
         train = next(source.evaluation("train", 100)).inputs
-        axes = {"columns": 0, "series": (0, 1), "patches": (0, 2, 3)}[embed]
+        axes = {"columns": 0, "series": (0, 1), "patches": (0, 1, 2)}[embed]
         assert train.mean(axes).abs().max() < 1e-4 and (train.std(axes) - 1).abs().max() < 0.02
     rows = torch.cat([b.inputs.flatten(1) for s in source.counts for b in source.evaluation(s, 9)])
     assert len(torch.unique(rows, dim=0)) == 100

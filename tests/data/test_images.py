@@ -24,7 +24,7 @@ def test_class_folders(tmp_path):
     folder = paint(tmp_path / "p", ("red", "green", "blue"))
     source = data.open(folder)
     assert (source.kind, source.embed, source.head, source.metric) == ("images", "patches", "classify", "accuracy")
-    assert source.facts == {"channels": 3, "image": (12, 12), "classes": 3} and source.shape == (3, 12, 12)
+    assert source.facts == {"channels": 3, "image": (12, 12), "classes": 3} and source.shape == (12, 12, 3)
     assert source.names == ["blue", "green", "red"] and not source.notes
     assert source.counts == {"train": 48, "validation": 6, "test": 6}
     seen = []
@@ -39,7 +39,7 @@ def test_class_folders(tmp_path):
     files = {np.asarray(Image.open(p)).tobytes() for p in folder.rglob("*.png")}
     assert len(seen) == 60 and set(seen) == files
     train = next(source.evaluation("train", 100)).inputs
-    assert train.mean((0, 2, 3)).abs().max() < 1e-4 and (train.std((0, 2, 3)) - 1).abs().max() < 1e-2
+    assert train.mean((0, 1, 2)).abs().max() < 1e-4 and (train.std((0, 1, 2)) - 1).abs().max() < 1e-2
     again = data.open(**source.options)
     assert again.fingerprint == source.fingerprint
     assert (again.batch("train", 3, 8).inputs == source.batch("train", 3, 8).inputs).all()
@@ -58,18 +58,18 @@ def test_sizes(tmp_path):
     folder = paint(tmp_path / "p", ("red",), size=(40, 20))
     paint(folder, ("green",), size=(9, 30))
     source = data.open(folder)
-    assert source.shape == (3, 32, 32) and any("32 x 32 (image_size sets this)" in n for n in source.notes)
-    assert data.open(folder, image_size=8).shape == (3, 8, 8)
+    assert source.shape == (32, 32, 3) and any("32 x 32 (image_size sets this)" in n for n in source.notes)
+    assert data.open(folder, image_size=8).shape == (8, 8, 3)
     big = paint(tmp_path / "big", size=(80, 80), number=6)
-    assert data.open(big).shape == (3, 32, 32)
-    assert data.open(big, image_size=80).shape == (3, 80, 80)
+    assert data.open(big).shape == (32, 32, 3)
+    assert data.open(big, image_size=80).shape == (80, 80, 3)
 
 
 def test_square_keeps_the_centre_and_the_proportions():
     pixels = np.zeros((20, 60, 3), dtype=np.uint8)
     pixels[:, 20:40] = 255
     out = square(Image.fromarray(pixels), 10)
-    assert out.shape == (3, 10, 10) and out[:, :, 2:8].min() > 240
+    assert out.shape == (10, 10, 3) and out[:, 2:8].min() > 240
     out = square(Image.fromarray(pixels), 20)
     assert (out == 255).all()
 
@@ -121,7 +121,7 @@ def test_a_new_picture_is_prepared_as_in_training(tmp_path):
     folder = paint(tmp_path / "p")
     source = data.open(folder)
     inputs, labels = source.read(str(folder / "red" / "004.png"))
-    assert labels == ["004.png"] and inputs.shape == (1, 3, 12, 12)
+    assert labels == ["004.png"] and inputs.shape == (1, 12, 12, 3)
     assert (source.picture(inputs[0]) == np.asarray(Image.open(folder / "red" / "004.png"))).all()
     assert len(source.read(str(folder / "red"))[0]) == 20
     for path, says in (("nowhere.png", "is not there"), (__file__, "can't be read as a picture")):
