@@ -114,7 +114,10 @@ button.act{display:none}
 .scroll{overflow:visible}
 table{font-size:8.5pt}
 th,td{padding:5px 6px;white-space:normal}
-h2,h3{break-after:avoid}
+h2,h3,.lead{break-after:avoid}
+th:first-child,td:first-child{position:static;min-width:110px}
+.dots{width:80px}
+.front{border:0;padding:0}
 .chart svg{width:100%;height:auto}
 }
 """
