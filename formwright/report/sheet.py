@@ -106,16 +106,20 @@ dl{grid-template-columns:minmax(0,1fr);gap:0}
 dd{margin-bottom:7px}
 }
 @media print{
-@page{margin:14mm}
+@page{size:landscape;margin:12mm}
 body{font-size:11pt;background:#fff}
-.legend{position:static;max-height:none;overflow:visible}
+.legend{position:static;background:none;max-height:none;overflow:visible}
 button.act{display:none}
 .pre{max-height:none;overflow:visible}
 .scroll{overflow:visible}
-table{font-size:8.5pt}
-th,td{padding:5px 6px;white-space:normal}
+table{font-size:8pt}
+th,th small{font-size:7pt}
+th,td{padding:4px 5px}
+tr,.lead{break-inside:avoid}
+header{padding-top:0}
+h2{margin-top:30px}
 h2,h3,.lead{break-after:avoid}
-th:first-child,td:first-child{position:static;min-width:110px}
+th:first-child,td:first-child{position:static;min-width:190px}
 .dots{width:80px}
 .front{border:0;padding:0}
 .chart svg{width:100%;height:auto}
