@@ -12,6 +12,7 @@ Attention Is All You Need, 1706.03762, 2017. Fewer key/value heads: Fast Transfo
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -77,6 +78,8 @@ class Attention(TokenMixer):
         self.query_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if qk_norm else None
         self.key_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if qk_norm else None
         self.position = None if position is None else self._make(position)
+        if window is not None or position is not None:  # places: neither a context's nor those of shuffled tokens
+            self.card = replace(self.card, patterns=("self", "causal"), symmetries=())
 
     def _make(self, factory: Callable) -> nn.Module:
         name, role = card_of(factory).name, getattr(class_of(factory), "role", None)

@@ -311,14 +311,22 @@ def _width(ranges: Ranges) -> int:
 
 def _blocks(how: _How, q: Tensor, k: Tensor) -> Iterator[_Block]:
     n, m = q.shape[2] // how.r, k.shape[2]
+    before: dict[tuple, tuple[Tensor, Tensor]] = {}
     for start, stop, touched, covered in _ranges(how.mask, n, m):
         i = torch.arange(start + m - n, stop + m - n, device=q.device)
-        partial, count = [], _width(covered)
+        partial, count, now = [], _width(covered), {}
         for a, b in intersect(touched, complement(covered, m)):
-            column = _width(intersect(touched, [(0, a)]))
-            allowed = how.mask.block(i, torch.arange(a, b, device=q.device))
-            partial.append((column, allowed.reshape(-1, 1, stop - start, 1, b - a)))
-            count = count + partial[-1][1].sum(-1, keepdim=True)
+            # a mask of i - j alone repeats along the diagonal: what the block before it had is had again
+            place = (stop - start, a - start, b - a) if how.mask.relative else (start, a)
+            if place in before:
+                now[place] = before[place]
+            else:
+                allowed = how.mask.block(i, torch.arange(a, b, device=q.device))
+                allowed = allowed.reshape(-1, 1, stop - start, 1, b - a)
+                now[place] = allowed, allowed.sum(-1, keepdim=True)
+            partial.append((_width(intersect(touched, [(0, a)])), now[place][0]))
+            count = count + now[place][1]
+        before = now
         if isinstance(count, Tensor):
             count = count.clamp_min(1).to(torch.float64 if q.dtype == torch.float64 else torch.float32)
         yield _Block(start, stop, touched, partial, count, not covered or how.bias is not None)

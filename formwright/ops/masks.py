@@ -39,6 +39,8 @@ class Mask:
         """Sorted, disjoint ranges of the m keys all of which every query at start..stop-1 may attend to."""
         return []
 
+    relative = False  # whether it depends on i - j alone
+
     @property
     def batched(self) -> bool:
         """Whether rows of a batch differ."""
@@ -87,6 +89,8 @@ class Mask:
 class Full(Mask):
     """Every query may attend to every key."""
 
+    relative = True
+
     def allows(self, b, i, j):
         return torch.ones_like(i * j, dtype=torch.bool)
 
@@ -100,6 +104,8 @@ class Full(Mask):
 @dataclass(frozen=True)
 class Causal(Mask):
     """No key after the query: j <= i."""
+
+    relative = True
 
     def allows(self, b, i, j):
         return j <= i
@@ -120,6 +126,7 @@ class Window(Mask):
     them."""
 
     size: int
+    relative = True
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -162,6 +169,7 @@ class Dilated(Mask):
     """Keys a multiple of `step` places away: (i - j) mod step = 0."""
 
     step: int
+    relative = True
 
     def __post_init__(self) -> None:
         if self.step < 1:
@@ -249,6 +257,10 @@ class And(Mask):
     right: Mask
 
     @property
+    def relative(self) -> bool:
+        return self.left.relative and self.right.relative
+
+    @property
     def batched(self) -> bool:
         return self.left.batched or self.right.batched
 
@@ -276,6 +288,10 @@ class Or(Mask):
     right: Mask
 
     @property
+    def relative(self) -> bool:
+        return self.left.relative and self.right.relative
+
+    @property
     def batched(self) -> bool:
         return self.left.batched or self.right.batched
 
@@ -300,6 +316,10 @@ class Not(Mask):
     """What the other mask forbids."""
 
     mask: Mask
+
+    @property
+    def relative(self) -> bool:
+        return self.mask.relative
 
     @property
     def batched(self) -> bool:

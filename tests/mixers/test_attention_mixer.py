@@ -190,3 +190,10 @@ def test_refusals_name_part_and_option():
         make(causal=False).empty(1)
     with pytest.raises(ValueError, match="no multiple of heads=5"):
         make(heads=5)
+
+
+def test_places_narrow_the_card():
+    assert make().card.patterns == ("self", "causal", "cross", "causal_cross")
+    assert make(window=3).card.patterns == make(position=Rope).card.patterns == ("self", "causal")
+    assert Attention.card.symmetries == ("permutation",)
+    assert make(window=3).card.symmetries == ()
