@@ -1,0 +1,93 @@
+"""BASED's linear attention: the exponential of attention by its Taylor series to the second order.
+
+    phi(x) = [1, x / d^(1/4), x (x) x / sqrt(2 d)],  so that  phi(q) . phi(k) = 1 + s + s^2 / 2,  s = q . k / sqrt(d)
+    S_t = S_{t-1} + phi(k_t) [v_t, 1]^T,    y_t = numerator / denominator of S_t^T phi(q_t),    d = feature_dim
+
+x (x) x is symmetric: its d (d+1) / 2 different entries, those off the diagonal weighted by sqrt(2), give the same
+products with half the state. The denominator is at least 1/2 a token.
+
+The paper's models alternate this mixer with softmax attention in a small window and with gated convolutions of three
+taps, each followed by swiglu. The two that recall and compare are, as an expression,
+    n * (based + swiglu >> attention(window=64, position=rope) + swiglu)
+and the gated convolution is a part of its own, not of this mixer.
+Simple linear attention language models balance the recall-throughput tradeoff, arXiv 2402.18668, 2024.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count, split_heads
+from formwright.mixers.linear_attention import normalised, packed_lengths
+from formwright.ops import recurrence
+from formwright.parts import register
+
+
+@register
+class Based(TokenMixer):
+    """Causal linear attention with features of the second-order Taylor series of exp: (B, N, D) -> (B, N, D)."""
+
+    card = Card(
+        name="based",
+        summary="linear attention whose features are the second-order Taylor series of the exponential",
+        source="Simple linear attention language models balance the recall-throughput tradeoff, arXiv 2402.18668, 2024",
+        patterns=("causal",),
+    )
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        causal: bool = False,
+        heads: int | None = None,
+        head_dim: int | None = None,
+        feature_dim: int = 16,
+        eps: float = 1e-12,
+    ):
+        """head_dim is the width of a head's values, feature_dim that of its queries and keys before the series."""
+        super().__init__(dim, causal=causal)
+        self.heads, self.head_dim = split_heads("based", dim, heads, head_dim)
+        if feature_dim < 1:
+            raise ValueError(f"based: feature_dim is {feature_dim}, but must be at least 1")
+        self.feature_dim, self.eps = feature_dim, eps
+        self.features = 1 + feature_dim + feature_dim * (feature_dim + 1) // 2
+        self.query = nn.Linear(dim, self.heads * feature_dim, bias=False)
+        self.key = nn.Linear(dim, self.heads * feature_dim, bias=False)
+        self.value = nn.Linear(dim, self.heads * self.head_dim, bias=False)
+        self.out = nn.Linear(self.heads * self.head_dim, dim, bias=False)
+
+    def series(self, x: Tensor) -> Tensor:
+        """x (..., d) -> phi(x) (..., 1 + d + d (d+1) / 2)."""
+        d = self.feature_dim
+        row, column = torch.triu_indices(d, d, device=x.device)
+        weight = torch.where(row == column, 0.5**0.5, 1.0).to(x.dtype) / d**0.5
+        return torch.cat([torch.ones_like(x[..., :1]), x / d**0.25, x[..., row] * x[..., column] * weight], -1)
+
+    def _mix(self, x: Tensor, state: Tensor | None, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.query, self.key, self.value))
+        q, k = self.series(q), self.series(k)
+        o, state = normalised(q, k, v, self.eps, state=state, offsets=offsets, backend=self.backend)
+        return self.out(o.flatten(2)), state
+
+    def forward(
+        self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
+    ) -> Tensor:
+        if context is not None:
+            self.refuse("context", "it mixes the tokens of one sequence")
+        return self._mix(x, None, layout.offsets)[0]
+
+    def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Tensor:
+        """The sums of phi(k) [v, 1]^T: (B, H, features, V+1)."""
+        like = self.query.weight if like is None else like
+        return like.new_zeros(batch, self.heads, self.features, self.head_dim + 1)
+
+    def extend(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return self._mix(x, state, None)
+
+    def cost(self, layout: Layout, batch: int = 1) -> Cost:
+        n, value = layout.tokens, self.head_dim + 1
+        linear = 2 * batch * n * self.dim * self.heads * (self.feature_dim + self.head_dim)
+        products = recurrence.macs(batch, n, self.heads, self.features, value, lengths=packed_lengths(layout))
+        state = batch * self.heads * self.features * value * element_size(self)
+        return Cost(parameter_count(self), linear + products, state)

@@ -1,0 +1,141 @@
+"""Linear attention: scores are products of positive features, so that their sums can be taken first.
+
+    y_i = sum_j (phi(q_i) . phi(k_j)) v_j / (sum_j phi(q_i) . phi(k_j) + eps),      phi(x) = elu(x) + 1
+    causal, j <= i:  S_i = S_{i-1} + phi(k_i) [v_i, 1]^T,   [numerator, denominator] = S_i^T phi(q_i)
+
+Time is linear in N, the state does not grow. With a context every token reads all of it.
+Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention, arXiv 2006.16236, 2020.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from formwright.contract import (
+    Card,
+    Cost,
+    Layout,
+    TokenMixer,
+    element_size,
+    parameter_count,
+    per_sequence,
+    split_heads,
+)
+from formwright.ops import recurrence
+from formwright.ops.recurrence import linear_recurrence
+from formwright.parts import register
+
+
+def normalised(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eps: float,
+    *,
+    state: Tensor | None = None,
+    offsets: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Causal linear attention of features q, k (B,N,H,K), values v (B,N,H,V), divided by the sum of its scores ->
+    (B,N,H,V) and the state (B,H,K,V+1): a column of ones beside the values adds the scores up."""
+    v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
+    o, state = linear_recurrence(q, k, v, state=state, offsets=offsets, backend=backend)
+    return o[..., :-1] / (o[..., -1:] + eps), state
+
+
+def packed_lengths(layout: Layout) -> list[int] | None:
+    """The lengths of packed sequences; None where nothing is packed."""
+    return None if layout.offsets is None else layout.offsets.diff().tolist()
+
+
+@register
+class LinearAttention(TokenMixer):
+    """Linear attention with elu(x) + 1 features, causal, two-directional or across: (B, N, D) -> (B, N, D).
+
+    Raises Unsupported for a packed context, ValueError for heads that don't fit."""
+
+    card = Card(
+        name="linear_attention",
+        summary="attention by products of elu(x) + 1 features: sums first, so time is linear and the state fixed",
+        source="Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention, arXiv 2006.16236, 2020",
+        patterns=("self", "causal", "cross"),
+        symmetries=("permutation",),
+    )
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        causal: bool = False,
+        heads: int | None = None,
+        head_dim: int | None = None,
+        bias: bool = True,
+        eps: float = 1e-6,
+    ):
+        super().__init__(dim, causal=causal)
+        self.heads, self.head_dim = split_heads("linear_attention", dim, heads, head_dim)
+        self.eps = eps
+        inner = self.heads * self.head_dim
+        self.query = nn.Linear(dim, inner, bias=bias)
+        self.key = nn.Linear(dim, inner, bias=bias)
+        self.value = nn.Linear(dim, inner, bias=bias)
+        self.out = nn.Linear(inner, dim, bias=bias)
+
+    def forward(
+        self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
+    ) -> Tensor:
+        if context is not None:
+            packed = layout.offsets is not None or (context_layout is not None and context_layout.offsets is not None)
+            if packed:
+                self.refuse("packed tokens with a context", "pad them, or run each sequence with its own context")
+            q, k, v = self._features(x, context)
+            return self._whole(q, k, v, None if context_layout is None else context_layout.valid(x.device))
+        if self.causal:
+            o, _ = normalised(*self._features(x, x), self.eps, offsets=layout.offsets, backend=self.backend)
+            return self.out(o.flatten(2))
+        if layout.offsets is not None:
+            return per_sequence(self, x, layout)
+        return self._whole(*self._features(x, x), layout.valid(x.device))
+
+    def _features(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (
+            f(t).unflatten(-1, (self.heads, -1))
+            for f, t in zip((self.query, self.key, self.value), (x, context, context), strict=True)
+        )
+        return F.elu(q) + 1, F.elu(k) + 1, v
+
+    def _whole(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
+        """Every token reads all (valid) keys."""
+        if valid is not None:
+            k = k * valid[:, :, None, None]
+        shape = q.shape[0], self.heads
+        q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
+        if self.backend == "reference":
+            scores = q @ k.mT
+            o = scores @ v / (scores.sum(-1, keepdim=True) + self.eps)
+        else:
+            o = torch.bmm(q, torch.bmm(k.mT, torch.cat([v, torch.ones_like(v[..., :1])], -1)))
+            o = o[..., :-1] / (o[..., -1:] + self.eps)
+        return self.out(o.unflatten(0, shape).transpose(1, 2).flatten(2))
+
+    def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Tensor:
+        """The sums of phi(k) [v, 1]^T: (B, H, K, K+1)."""
+        if not self.causal:
+            self.refuse("extend", "only a causal part decodes; build with causal=True")
+        like = self.query.weight if like is None else like
+        return like.new_zeros(batch, self.heads, self.head_dim, self.head_dim + 1)
+
+    def extend(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        o, state = normalised(*self._features(x, x), self.eps, state=state, backend=self.backend)
+        return self.out(o.flatten(2)), state
+
+    def cost(self, layout: Layout, batch: int = 1) -> Cost:
+        n, width = layout.tokens, self.head_dim
+        linear = 4 * batch * n * self.dim * self.heads * width
+        if not self.causal:
+            return Cost(parameter_count(self), linear + 2 * batch * n * self.heads * width * (width + 1))
+        products = recurrence.macs(batch, n, self.heads, width, width + 1, lengths=packed_lengths(layout))
+        state = batch * self.heads * width * (width + 1) * element_size(self)
+        return Cost(parameter_count(self), linear + products, state)

@@ -1,0 +1,408 @@
+"""The chunked form of ops.linear_recurrence: blocks of matrix products, with a backward written by hand.
+
+Inside one chunk of C tokens, S the state before it, G_ij = prod_{j < s <= i} a_s, and x_i a row that reads (q_i; with
+the delta rule also k_i):
+
+    A_ij = sum_K x_i (G_ij k_j)  for j <= i         scores of reads against writes
+    y_i  = x_i (G_i0 S)                              what the state before the chunk answers
+    q:     o_i = y_i + sum_j A_ij u_j,               S' = G_C0 S + sum_j (G_Cj k_j) u_j^T
+    plain: u = v;  delta rule: u_i = beta_i (v_i - y_i^k - sum_{j<i} A_ij^k u_j), a unit lower triangular system (the WY
+    form of "Parallelizing Linear Transformers with the Delta Rule over Sequence Length", arXiv 2406.06484, 2024; gated:
+    arXiv 2412.06464, 2024).
+
+A decay that is one number per head and token scales A by exp(g_i - g_j), g its running sum, formed only for j <= i. A
+decay per key channel ("Gated Linear Attention Transformers with Hardware-Efficient Training", arXiv 2312.06635, 2023)
+has no such factor; here pairs of blocks of 1, 2, 4, ... C/2 tokens are joined: rows of the later block are scaled by
+the decay since the block's start, keys of the earlier by the decay to its end, so that every factor is a product of
+numbers <= 1. Nothing overflows, however strong the decay, and a decay of exactly 0 is exact.
+
+Backward keeps the states between chunks (N/C of them) and recomputes the rest. The gradient of log_decay needs no
+products of its own: whatever depends on G through row i depends on x_i in the same way, so it is the running sum, from
+the chunk's end, of x_i dx_i - k_i dk_i, plus S' dS' at the end.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Tile(NamedTuple):
+    """One chunk of one group of rows: tokens start..stop of rows row..row_end, whose states are state..state_end."""
+
+    row: int
+    row_end: int
+    start: int
+    stop: int
+    state: int
+    state_end: int
+    first: bool
+    last: bool
+
+
+def tile_plan(rows: int, bounds: list[tuple[int, int]], chunk: int, group: int, packed: bool) -> list[Tile]:
+    """The chunks in the order they are computed: groups of rows outermost, so that what a chunk touches stays in
+    cache; packed sequences one after another, each with chunks of its own."""
+    tiles = []
+    for number, (begin, end) in enumerate(bounds):
+        for row in range(0, rows, group):
+            row_end = min(row + group, rows)
+            states = (number, number + 1) if packed else (row, row_end)
+            for start in range(begin, end, chunk):
+                stop = min(start + chunk, end)
+                tiles.append(Tile(row, row_end, start, stop, *states, start == begin, stop == end))
+    return tiles
+
+
+def padded_size(tokens: int) -> int:
+    """The power of two that a chunk of `tokens` is filled up to where blocks are joined pairwise."""
+    return 1 << (tokens - 1).bit_length()
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Half precisions are computed in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Workspace:
+    """Buffers by name that all tiles write into again: on a CPU, freshly mapped memory costs more than the sums done
+    in it. While a graph is traced it gives None, so that `out=None` leaves memory to the compiler."""
+
+    def __init__(self, like: Tensor):
+        self.dtype, self.device = compute_dtype(like.dtype), like.device
+        self.buffers: dict[tuple, Tensor] | None = None if torch.compiler.is_compiling() else {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor | None:
+        if self.buffers is None:
+            return None
+        if (name, shape) not in self.buffers:
+            self.buffers[name, shape] = torch.empty(shape, dtype=self.dtype, device=self.device)
+        return self.buffers[name, shape]
+
+    def onto(self, tensor: Tensor) -> Tensor | None:
+        """`tensor` itself as the place of a result that replaces it."""
+        return None if self.buffers is None else tensor
+
+
+def forward_tiles(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    beta: Tensor | None,
+    state: Tensor,
+    scale: float,
+    tiles: list[Tile],
+    keep: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """(o, final state, what backward needs): all tiles in turn."""
+    o, final, kept = torch.empty_like(v, memory_format=torch.contiguous_format), state.clone(), []
+    work, s = Workspace(q), state
+    for tile in tiles:
+        if tile.first:
+            s = _load_state(state, tile, work.dtype)
+            if keep:
+                kept.append(s)
+        x, keys, values, decay, rate = _load(q, k, v, log_decay, beta, scale, tile, work)
+        n, size, reads, _ = x.shape
+        scores, xe, ke, total, _ = _scores(x, keys, decay, work, keep=False)
+        y = torch.bmm(xe.flatten(1, 2), s, out=work("y", n, size * reads, s.shape[2])).unflatten(1, (size, reads))
+        if rate is None:
+            u, queried = values, y.squeeze(2)
+        else:
+            system = torch.mul(scores[:, :, 1], rate, out=work("system", n, size, size)).tril_(-1)
+            inverse = unit_lower_inverse(system)
+            right = torch.sub(values, y[:, :, 1], out=work("right", *values.shape)).mul_(rate)
+            u = torch.bmm(inverse, right, out=work("u", *values.shape))
+            queried = _copy(y[:, :, 0], work("queried", *values.shape))
+        _store(o, torch.baddbmm(queried, scores[:, :, 0], u, out=work.onto(queried)), tile)
+        s = torch.mul(s, total, out=None if keep else work("s", *s.shape))
+        s = torch.baddbmm(s, ke.mT, u, out=work.onto(s))
+        if keep:
+            kept += [s] if rate is None else [inverse, s]
+        if tile.last:
+            final[tile.state : tile.state_end] = s.unflatten(0, (-1, state.shape[1])).to(final.dtype)
+    return o, final, kept
+
+
+class ChunkedRecurrence(torch.autograd.Function):
+    """forward_tiles with its backward. Memory: inputs, outputs, and one state a chunk."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, log_decay, beta, state, scale, tiles):
+        o, final, kept = forward_tiles(q, k, v, log_decay, beta, state, scale, tiles, keep=True)
+        ctx.save_for_backward(q, k, v, log_decay, beta, state, *kept)
+        ctx.scale, ctx.tiles = scale, tiles
+        return o, final
+
+    @staticmethod
+    def backward(ctx, d_o, d_final):
+        q, k, v, log_decay, beta, state, *kept = ctx.saved_tensors
+        with torch.autocast(d_o.device.type, enabled=False):
+            grads = backward_tiles(q, k, v, log_decay, beta, state, ctx.scale, ctx.tiles, kept, d_o, d_final)
+        return *grads, None, None
+
+
+def backward_tiles(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    beta: Tensor | None,
+    state: Tensor,
+    scale: float,
+    tiles: list[Tile],
+    kept: list[Tensor],
+    d_o: Tensor,
+    d_final: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of (q, k, v, log_decay, beta, state), all tiles in turn from the last to the first."""
+    dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+    d_decay = None if log_decay is None else torch.empty_like(log_decay, memory_format=torch.contiguous_format)
+    d_beta = None if beta is None else torch.empty_like(beta, memory_format=torch.contiguous_format)
+    d_o, d_state, work = d_o.contiguous(), d_final.clone(), Workspace(q)
+    at = len(kept)
+    after = ds = state
+    for tile in reversed(tiles):
+        if tile.last:
+            ds, at = _load_state(d_final, tile, work.dtype), at - 1
+            after = kept[at]
+        if beta is not None:
+            at -= 1
+            inverse = kept[at]
+        at -= 1
+        before = kept[at]
+        x, keys, values, decay, rate = _load(q, k, v, log_decay, beta, scale, tile, work)
+        n, size, reads, width = x.shape
+        scores, xe, ke, total, context = _scores(x, keys, decay, work, keep=True)
+        dy = _rows(d_o, tile, size, work, "dy")
+        d_u = torch.bmm(ke, ds, out=work("d_u", *values.shape))
+        d_u = torch.baddbmm(d_u, scores[:, :, 0].mT, dy, out=work.onto(d_u))
+        if rate is None:
+            u, d_values = values, d_u
+            d_scores = torch.bmm(dy, u.mT, out=work("d_scores", n, size, size)).unsqueeze(2)
+            dy = dy.unsqueeze(2)
+        else:
+            error = torch.baddbmm(values, xe[:, :, 1], before, alpha=-1, out=work("error", *values.shape))
+            u = torch.bmm(inverse, rate * error, out=work("u", *values.shape))
+            d_right = torch.bmm(inverse.mT, d_u, out=work("d_right", *values.shape))
+            d_system = torch.bmm(d_right, u.mT, out=work("d_system", n, size, size)).neg_().tril_(-1)
+            d_values = torch.mul(rate, d_right, out=work("d_values", *values.shape))
+            _store(d_beta, (d_right * error).sum(-1) + (d_system * scores[:, :, 1]).sum(-1), tile)
+            d_queried = torch.bmm(dy, u.mT, out=work("d_queried", n, size, size))
+            d_scores = torch.stack((d_queried, rate * d_system), 2, out=work("d_scores", n, size, 2, size))
+            dy = torch.stack((dy, -d_values), 2, out=work("dys", n, size, 2, values.shape[2]))
+        flat = dy.flatten(1, 2)
+        d_xe = torch.bmm(flat, before.mT, out=work("d_xe", n, size * reads, width)).unflatten(1, (size, reads))
+        d_ke = torch.bmm(u, ds.mT, out=work("d_ke", n, size, width))
+        dx, d_keys = _scores_backward(x, keys, d_scores, d_xe, d_ke, context, work)
+        if decay is not None:
+            flow = torch.mul(x, dx, out=work("flow", *x.shape))
+            flow = flow.squeeze(2) if reads == 1 else flow.sum(2)
+            flow = flow.addcmul_(keys, d_keys, value=-1)
+            meet = torch.mul(after, ds, out=work("meet", *ds.shape))
+            if decay.ndim == 2:
+                flow, meet = flow.sum(-1, keepdim=True), meet.sum((1, 2))[:, None, None]
+                _store(d_decay, _tail_sums(flow, meet)[..., 0], tile)
+            else:
+                _store(d_decay, _tail_sums(flow, meet.sum(2)[:, None]), tile)
+        ds = torch.mul(ds, total, out=work("ds", *ds.shape))
+        ds = torch.baddbmm(ds, xe.flatten(1, 2).mT, flat, out=work.onto(ds))
+        _store(dk, d_keys if rate is None else d_keys.add_(dx[:, :, 1]), tile)
+        _store(dq, dx[:, :, 0].mul_(scale), tile)
+        _store(dv, d_values, tile)
+        after = before
+        if tile.first:
+            d_state[tile.state : tile.state_end] = ds.unflatten(0, (-1, state.shape[1])).to(d_state.dtype)
+    return dq, dk, dv, d_decay, d_beta, d_state
+
+
+def _copy(source: Tensor, out: Tensor | None) -> Tensor:
+    return source.contiguous() if out is None else out.copy_(source)
+
+
+def _rows(t: Tensor, tile: Tile, size: int, work: Workspace, name: str, scale: float = 1.0) -> Tensor:
+    """A tile of scale * t, t (B,N,H) or (B,N,H,E), as (n, C) or (n, C, E), filled up with zeros to `size` tokens."""
+    rows = t[tile.row : tile.row_end, tile.start : tile.stop].transpose(1, 2)
+    tokens = rows.shape[2]
+    out = work(name, *rows.shape[:2], size, *rows.shape[3:])
+    if out is None:
+        rows = (rows.to(work.dtype) * scale).flatten(0, 1)
+        missing = size - tokens
+        return F.pad(rows, (0, missing) if rows.ndim == 2 else (0, 0, 0, missing)) if missing else rows
+    if scale == 1.0:
+        out[:, :, :tokens] = rows
+    else:
+        torch.mul(rows.to(work.dtype), scale, out=out[:, :, :tokens])
+    out[:, :, tokens:] = 0
+    return out.flatten(0, 1)
+
+
+def _load_state(state: Tensor, tile: Tile, dtype: torch.dtype) -> Tensor:
+    return state[tile.state : tile.state_end].flatten(0, 1).to(dtype)
+
+
+def _load(q, k, v, log_decay, beta, scale, tile, work):
+    """One tile's x (n,C,R,K) with R = 1, or 2 with the delta rule; k; v; log decay; beta (n,C,1)."""
+    size = tile.stop - tile.start
+    if beta is not None or (log_decay is not None and log_decay.ndim == 4):
+        size = padded_size(size)
+    queries = _rows(q, tile, size, work, "q", scale)
+    keys = _rows(k, tile, size, work, "k")
+    values = _rows(v, tile, size, work, "v")
+    decay = None if log_decay is None else _rows(log_decay, tile, size, work, "decay")
+    if beta is None:
+        return queries.unsqueeze(2), keys, values, decay, None
+    x = torch.stack((queries, keys), 2, out=work("x", *queries.shape[:2], 2, queries.shape[2]))
+    return x, keys, values, decay, _rows(beta, tile, size, work, "beta")[..., None]
+
+
+def _store(out: Tensor, rows: Tensor, tile: Tile) -> None:
+    """Write (n, C) or (n, C, E) back to its place in (B,N,H) or (B,N,H,E)."""
+    tokens = tile.stop - tile.start
+    rows = rows[:, :tokens].unflatten(0, (tile.row_end - tile.row, -1)).transpose(1, 2)
+    out[tile.row : tile.row_end, tile.start : tile.stop] = rows
+
+
+def _tail_sums(flow: Tensor, end: Tensor) -> Tensor:
+    """Sums of flow (n,C,E) from each token to the chunk's end, plus `end`; for E > 1 by a product with ones, since
+    running sums along a strided axis are slow."""
+    tokens = flow.shape[1]
+    if flow.shape[2] == 1:
+        return flow.flip(1).cumsum(1).flip(1).add_(end)
+    ones = torch.ones(tokens, tokens, dtype=flow.dtype, device=flow.device).triu_()
+    return torch.matmul(ones, flow).add_(end)
+
+
+def _scores(x: Tensor, k: Tensor, log_decay: Tensor | None, work: Workspace, keep: bool):
+    """x (n,C,R,K), k (n,C,K) -> scores (n,C,R,C); x scaled by the decay since the chunk's start; k by that to its end;
+    the whole chunk's decay for the state (n,1|K,1); and (`keep`) what _scores_backward needs."""
+    if log_decay is not None and log_decay.ndim == 3:
+        return _diagonal_scores(x, k, log_decay, work, keep)
+    n, size, reads, _ = x.shape
+    scores = torch.bmm(x.flatten(1, 2), k.mT, out=work("scores", n, size * reads, size)).unflatten(1, (size, reads))
+    if log_decay is None:
+        between = x.new_ones(size, size).tril_().unsqueeze(1)
+        return scores.mul_(between), x, k, x.new_ones(()), ("plain", between)
+    # Below this a decay is 0 anyway; -inf would make differences of running sums NaN.
+    g = log_decay.clamp(min=-750.0 if log_decay.dtype == torch.float64 else -110.0).cumsum(1)
+    between = torch.sub(g[:, :, None], g[:, None], out=work("between", n, size, size)).exp_().tril_()
+    since, until, total = g.exp()[:, :, None, None], (g[:, -1:] - g).exp_()[..., None], g[:, -1].exp()[:, None, None]
+    scores.mul_(between[:, :, None])
+    xe = torch.mul(x, since, out=work("xe", *x.shape))
+    ke = torch.mul(k, until, out=work("ke", *k.shape))
+    return scores, xe, ke, total, ("scalar", between, since, until)
+
+
+def _scores_backward(
+    x: Tensor, k: Tensor, d_scores: Tensor, d_xe: Tensor, d_ke: Tensor, context: tuple, work: Workspace
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and k; d_scores, d_xe and d_ke are used up."""
+    if context[0] == "plain":
+        d_scores.mul_(context[1])
+    elif context[0] == "diagonal":
+        return _diagonal_backward(x, k, d_scores, d_xe, d_ke, context)
+    else:
+        _, between, since, until = context
+        d_scores, d_xe, d_ke = d_scores.mul_(between[:, :, None]), d_xe.mul_(since), d_ke.mul_(until)
+    size, reads = x.shape[1:3]
+    flat = d_scores.flatten(1, 2)
+    d_xe = d_xe.flatten(1, 2)
+    dx = torch.baddbmm(d_xe, flat, k, out=work.onto(d_xe))
+    dk = torch.baddbmm(d_ke, flat.mT, x.flatten(1, 2), out=work.onto(d_ke))
+    return dx.unflatten(1, (size, reads)), dk
+
+
+def _pairs(scores: Tensor, block: int) -> Tensor:
+    """The view (n, b, R, b, M) of scores (n,C,R,C) that pairs the later half (rows) of each of M blocks of 2b tokens
+    with its earlier half (columns)."""
+    n, size, reads, _ = scores.shape
+    count = size // (2 * block)
+    split = scores.view(n, count, 2, block, reads, count, 2, block)
+    return split[:, :, 1, :, :, :, 0].diagonal(dim1=1, dim2=4)
+
+
+def _diagonal_scores(x: Tensor, k: Tensor, log_decay: Tensor, work: Workspace, keep: bool):
+    n, size, reads, width = x.shape
+    decay = torch.exp(log_decay, out=work("a", *log_decay.shape))
+    xe = torch.mul(x, k[:, :, None], out=work("xe", *x.shape))
+    own = xe.sum(-1)
+    scores = work("scores", n, size, reads, size)
+    scores = x.new_zeros(n, size, reads, size) if scores is None else scores.zero_()
+    scores.diagonal(dim1=1, dim2=3).copy_(own.transpose(1, 2))
+    xe = torch.mul(x, decay[:, :, None], out=work("xe", *x.shape))
+    ke = _copy(k, work("ke", *k.shape)) if work.buffers is not None else k.clone()
+    total, levels, block = decay, [], 1
+    while block < size:
+        count = size // (2 * block)
+        late = xe.view(n, count, 2, block, reads, width)[:, :, 1]
+        early = ke.view(n, count, 2, block, width)[:, :, 0]
+        halves = total.view(n, count, 2, width)
+        left, right = late.reshape(n * count, block * reads, width), early.reshape(n * count, block, width)
+        if keep:
+            left = _level(left, work, f"left{block}")
+            right = _level(right, work, f"right{block}")
+            levels.append((left, right, halves))
+        if block == 1:
+            joined = (left * right).sum(-1)
+        else:
+            joined = torch.bmm(left, right.mT, out=work(f"joined{block}", n * count, block * reads, block))
+        joined = joined.view(n, count, block, reads, block)
+        _pairs(scores, block).copy_(joined.permute(0, 2, 3, 4, 1))
+        late.mul_(halves[:, :, 0, None, None])
+        early.mul_(halves[:, :, 1, None])
+        total = torch.mul(halves[:, :, 0], halves[:, :, 1], out=work(f"halves{block}", n, count, width))
+        block *= 2
+    return scores, xe, ke, total.reshape(n, width, 1), ("diagonal", decay, levels)
+
+
+def _level(rows: Tensor, work: Workspace, name: str) -> Tensor:
+    out = work(name, *rows.shape)
+    return rows.clone() if out is None else out.copy_(rows)
+
+
+def _diagonal_backward(x: Tensor, k: Tensor, d_scores: Tensor, d_xe: Tensor, d_ke: Tensor, context: tuple):
+    n, size, reads, width = x.shape
+    _, decay, levels = context
+    block = size
+    for left, right, halves in reversed(levels):
+        block //= 2
+        count = size // (2 * block)
+        late = d_xe.view(n, count, 2, block, reads, width)[:, :, 1]
+        early = d_ke.view(n, count, 2, block, width)[:, :, 0]
+        joined = _pairs(d_scores, block).permute(0, 4, 1, 2, 3).reshape(n * count, block * reads, block)
+        late.mul_(halves[:, :, 0, None, None])
+        early.mul_(halves[:, :, 1, None])
+        if block == 1:
+            late.view(left.shape).addcmul_(joined, right)
+            early.view(right.shape).add_((joined * left).sum(1, keepdim=True))
+        else:
+            late += torch.bmm(joined, right).view_as(late)
+            early += torch.bmm(joined.mT, left).view_as(early)
+    own = d_scores.diagonal(dim1=1, dim2=3).transpose(1, 2)[..., None]
+    dx = d_xe.mul_(decay[:, :, None]).addcmul_(own, k[:, :, None])
+    return dx, d_ke.add_((own * x).sum(2)) if reads > 1 else d_ke.addcmul_(own.squeeze(2), x.squeeze(2))
+
+
+def unit_lower_inverse(lower: Tensor) -> Tensor:
+    """The inverse of I + lower, lower (n,C,C) strictly lower triangular, C a power of two: blocks of 1, 2, 4, ... are
+    joined by [[A, 0], [B, D]]^-1 = [[A^-1, 0], [-D^-1 B A^-1, D^-1]]. As stable as substitution, and all products."""
+    n, size, _ = lower.shape
+    inverse = torch.eye(size, dtype=lower.dtype, device=lower.device).repeat(n, 1, 1)
+    block = 1
+    while block < size:
+        count = size // (2 * block)
+        shape = (n, count, 2, block, count, 2, block)
+        cross = lower.view(shape)[:, :, 1, :, :, 0].diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+        if block > 1:
+            blocks = inverse.view(shape).diagonal(dim1=1, dim2=4).permute(0, 5, 1, 3, 2, 4)
+            early = blocks[:, :, 0, 0].reshape(n * count, block, block)
+            late = blocks[:, :, 1, 1].reshape(n * count, block, block)
+            cross = torch.bmm(torch.bmm(late, cross.reshape(n * count, block, block)), early)
+        target = inverse.view(shape)[:, :, 1, :, :, 0].diagonal(dim1=1, dim2=3)
+        target.copy_(-cross.reshape(n, count, block, block).permute(0, 2, 3, 1))
+        block *= 2
+    return inverse
