@@ -1,0 +1,165 @@
+"""Run the laws over a part and say what each found.
+
+run("gla(heads=2)").passed        run("mine.py:Mine").to_json()        run(MyMixer, laws=["causality"])
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from formwright import lang, parts
+from formwright.check.causality import causality
+from formwright.check.compiled import compile
+from formwright.check.cost import cost
+from formwright.check.extend import extend
+from formwright.check.gradients import gradients
+from formwright.check.isolation import isolation
+from formwright.check.reference import reference
+from formwright.check.refusals import refusals
+from formwright.check.repeat import determinism, save_load
+from formwright.check.shapes import shapes
+from formwright.check.subject import CALLS, Broken, Refused, Skipped, Subject
+from formwright.check.symmetry import symmetry
+from formwright.contract import Card
+
+LAWS: dict[str, Callable[[Subject], str]] = {
+    "shapes": shapes,
+    "causality": causality,
+    "extend": extend,
+    "isolation": isolation,
+    "reference": reference,
+    "gradients": gradients,
+    "cost": cost,
+    "determinism": determinism,
+    "save_load": save_load,
+    "compile": compile,
+    "symmetry": symmetry,
+    "refusals": refusals,
+}
+
+
+@dataclass(frozen=True)
+class Law:
+    """What one law found: status "pass", "fail", "refused" or "skip", and in detail what was found where."""
+
+    law: str
+    status: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The laws over one target."""
+
+    target: str
+    laws: list[Law]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no law is broken."""
+        return all(law.status != "fail" for law in self.laws)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain dictionaries and lists."""
+        rows = [{"law": law.law, "status": law.status, "detail": law.detail} for law in self.laws]
+        return {"target": self.target, "laws": rows, "passed": self.passed}
+
+    def table(self) -> Table:
+        """The report as a Rich table."""
+        colours = {"pass": "green", "fail": "bold red", "refused": "yellow", "skip": "dim"}
+        verdict = "all laws hold" if self.passed else "a law is broken"
+        table = Table(title=f"{self.target}: {verdict}", title_justify="left")
+        for column in ("law", "status", "detail"):
+            table.add_column(column)
+        for law in self.laws:
+            table.add_row(law.law, Text(law.status, colours[law.status]), Text(law.detail))
+        return table
+
+    def show(self, console: Console | None = None) -> None:
+        """Print the table."""
+        (console or Console()).print(self.table())
+
+
+def run(target: str | type, *, laws: Iterable[str] | None = None, seed: int = 0, compiler: str = "aot_eager") -> Report:
+    """Hold a part to the laws.
+
+    target    a part's class, an expression of one part ("gla(heads=2)"), or "file.py:Class"
+    laws      names of the laws to run; all of them without it
+    seed      of weights and inputs
+    compiler  torch.compile's backend in the law of compile
+
+    Raises ValueError or LookupError for an unknown law, and for a target that is no part."""
+    chosen = list(LAWS) if laws is None else list(laws)
+    unknown = [law for law in chosen if law not in LAWS]
+    if unknown:
+        raise ValueError(f"there is no law {unknown[0]!r}{parts.nearest(unknown[0], LAWS)}; laws are {', '.join(LAWS)}")
+    subject = find(target, seed, compiler)
+    with poisoned():
+        return Report(subject.target, [judge(law, subject) for law in chosen])
+
+
+def judge(law: str, subject: Subject) -> Law:
+    """One law over a subject; what it raises unforeseen breaks it."""
+    if subject.kind not in CALLS:
+        return Law(law, "skip", f"no law is written for {subject.kind} parts")
+    try:
+        return Law(law, "pass", LAWS[law](subject))
+    except Broken as found:
+        return Law(law, "fail", str(found))
+    except Refused as found:
+        return Law(law, "refused", str(found))
+    except Skipped as found:
+        return Law(law, "skip", str(found))
+    except Exception as error:
+        text = " ".join(str(error).split())[:400]
+        return Law(law, "fail", f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+def find(target: str | type, seed: int = 0, compiler: str = "aot_eager") -> Subject:
+    """The subject that a target names."""
+    if not isinstance(target, str):
+        if not isinstance(getattr(target, "card", None), Card):
+            raise ValueError(f"{target!r} has no card; give it `card = Card(name=..., kind='mixer', patterns=(...))`")
+        return Subject(target.__name__, target, {}, seed, compiler=compiler)
+    if ".py:" in target and target.rpartition(":")[2].isidentifier():
+        return Subject(target, parts.load(target), {}, seed, compiler=compiler)
+    tree = lang.parse(target)
+    if not isinstance(tree, lang.Part) or tree.arguments:
+        raise ValueError(f"the laws hold single parts, such as attention(heads=2), and {target!r} is more than one")
+    options = {name: _value(value) for name, value in tree.options.items()}
+    return Subject(target, parts.get(tree.name), options, seed, compiler=compiler)
+
+
+def _value(value: Any) -> Any:
+    """An option's value; a part becomes a factory with its options bound."""
+    if not isinstance(value, lang.Part):
+        return value
+    cls = parts.get(value.name)
+    bound = {name: _value(v) for name, v in value.options.items()}
+    return functools.partial(cls, **bound) if bound else cls
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """torch.empty filled with NaN, so that memory nobody wrote is seen; settings as they were afterwards."""
+    enabled, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn)
+        torch.utils.deterministic.fill_uninitialized_memory = fill

@@ -1,0 +1,29 @@
+"""The laws are sharp: each wrong mixer breaks the law that names its mistake and no other; right ones break none."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from right_mixers import RIGHT
+from wrong_mixers import WRONG
+
+from formwright import check
+
+
+@pytest.mark.parametrize("mixer", RIGHT, ids=lambda c: c.__name__)
+def test_a_right_mixer_breaks_no_law(mixer):
+    report = check.run(mixer)
+    assert [law for law in report.laws if law.status == "fail"] == []
+    assert report.passed
+    assert [law.law for law in report.laws] == list(check.LAWS)
+
+
+@pytest.mark.parametrize(("mixer", "law"), WRONG, ids=lambda v: v if isinstance(v, str) else v.__name__)
+def test_a_wrong_mixer_breaks_just_its_law(mixer, law):
+    report = check.run(mixer)
+    assert [found.law for found in report.laws if found.status == "fail"] == law.split(" and ")
+    assert not report.passed
