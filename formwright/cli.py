@@ -7,6 +7,7 @@ sentence on standard error; FORMWRIGHT_TRACEBACK=1 shows where it came from.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import sys
 from pathlib import Path
@@ -150,16 +151,16 @@ def report(
 @app.command()
 def check(
     target: Annotated[str, typer.Argument(help="A part such as gla or 'attention(heads=2)', or file.py:Class.")],
-    json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Hold a part to the laws: shapes, causality, decoding, gradients, cost ... Exit code 1 where one is broken."""
     from formwright.check import run
 
     result = run(target)
-    if json:
-        print(result.to_json())
+    if as_json:
+        print(json.dumps(result.to_json(), indent=2))
     else:
-        result.print()
+        result.show()
     if not result.passed:
         raise typer.Exit(1)
 

@@ -36,8 +36,13 @@ class Model(nn.Module):
         super().__init__()
         self.embed, self.stack, self.norm, self.head = embed, stack, norm, head
         self.expression, self.facts, self.dim, self.causal = expression, facts, stack.dim, causal
-        weight = getattr(embed, "weight", None)
-        if getattr(head, "tied", False) and weight is not None and weight.shape == head.weight.shape:
+        if getattr(head, "tied", False):
+            weight = getattr(embed, "weight", None)
+            if weight is None or weight.shape != head.weight.shape:
+                raise ValueError(
+                    f"{head.card.name}: tied=True shares the embedding's weight, but {embed.card.name} has none of its"
+                    f" shape {tuple(head.weight.shape)}; leave tied out"
+                )
             head.weight = weight
 
     def forward(self, inputs: Tensor | tuple[Tensor, Tensor], layout: Layout | None = None) -> Tensor:

@@ -225,15 +225,17 @@ class Attention(TokenMixer):
         places = torch.arange(count + t - m, count + t, device=x.device)[:, None]
         return self.position.bias(places[m - t :], places).to(x.dtype)
 
-    def cost(self, layout: Layout, batch: int = 1) -> Cost:
-        """Projections, and what `ops.attention` computes for each sequence."""
+    def cost(self, layout: Layout, batch: int = 1, context_layout: Layout | None = None) -> Cost:
+        """Projections, and what `ops.attention` computes for each sequence; with a context, of its tokens."""
         n, width = layout.tokens, self.head_dim
-        linear = batch * n * self.dim * 2 * (self.heads + self.kv_heads) * width
-        alone = layout.plain or (layout.lengths is not None and self.causal)
-        sizes = [(n, batch)] if alone else [(part.tokens, 1) for _, _, part in layout.sequences()]
+        m = n if context_layout is None else context_layout.tokens
+        linear = batch * self.dim * 2 * (n * self.heads + m * self.kv_heads) * width
+        alone = context_layout is not None or layout.plain or (layout.lengths is not None and self.causal)
+        sizes = [(n, m, batch)] if alone else [(part.tokens, part.tokens, 1) for _, _, part in layout.sequences()]
         heads = {"heads": self.heads, "kv_heads": self.kv_heads, "key_dim": width}
-        what = {"mask": self.mask, "bias": self.role == "bias", "backend": self.backend}
-        products = sum(macs(size, size, **heads, **what, batch=rows) for size, rows in sizes)
+        mask = self.mask if context_layout is None else None
+        what = {"mask": mask, "bias": self.role == "bias", "backend": self.backend}
+        products = sum(macs(queries, keys, **heads, **what, batch=rows) for queries, keys, rows in sizes)
         slots = n if self.window is None else min(n, self.window)
         state = 2 * batch * self.kv_heads * slots * width * element_size(self) if self.causal else 0
         return Cost(parameter_count(self), linear + products, state)

@@ -65,5 +65,5 @@ class Latent(Wiring):
         place = Layout((len(self.latents),))
         after = self.stack.after(place)
         total = self.stack.cost(place, batch)
-        total = total + self.read.cross_cost(place, layout, batch) + self.write.cross_cost(layout, after, batch)
+        total = total + self.read.cost(place, batch, layout) + self.write.cost(layout, batch, after)
         return Cost(parameter_count(self), total.macs, total.state_bytes, total.other_flops)
