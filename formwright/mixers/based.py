@@ -61,7 +61,7 @@ class Based(TokenMixer):
         """x (..., d) -> phi(x) (..., 1 + d + d (d+1) / 2)."""
         d = self.feature_dim
         row, column = torch.triu_indices(d, d, device=x.device)
-        weight = torch.where(row == column, 0.5**0.5, 1.0).to(x.dtype) / d**0.5
+        weight = (d * (1 + (row == column))).to(x.dtype).rsqrt()
         return torch.cat([torch.ones_like(x[..., :1]), x / d**0.25, x[..., row] * x[..., column] * weight], -1)
 
     def _mix(self, x: Tensor, state: Tensor | None, offsets: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -45,6 +45,11 @@ def normalised(
     return o[..., :-1] / (o[..., -1:] + eps), state
 
 
+def phi(x: Tensor) -> Tensor:
+    """elu(x) + 1, positive everywhere."""
+    return F.elu(x) + 1
+
+
 def packed_lengths(layout: Layout) -> list[int] | None:
     """The lengths of packed sequences; None where nothing is packed."""
     return None if layout.offsets is None else layout.offsets.diff().tolist()
@@ -86,32 +91,37 @@ class LinearAttention(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
+        if context is not None and self.causal:
+            self.refuse("context with causal=True", "a context is read whole; build with causal=False")
         if context is not None:
             packed = layout.offsets is not None or (context_layout is not None and context_layout.offsets is not None)
             if packed:
                 self.refuse("packed tokens with a context", "pad them, or run each sequence with its own context")
-            q, k, v = self._features(x, context)
-            return self._whole(q, k, v, None if context_layout is None else context_layout.valid(x.device))
+            return self._whole(
+                *self._maps(x, context), None if context_layout is None else context_layout.valid(x.device)
+            )
         if self.causal:
-            o, _ = normalised(*self._features(x, x), self.eps, offsets=layout.offsets, backend=self.backend)
-            return self.out(o.flatten(2))
+            return self._causal(x, None, layout.offsets)[0]
         if layout.offsets is not None:
             return per_sequence(self, x, layout)
-        return self._whole(*self._features(x, x), layout.valid(x.device))
+        return self._whole(*self._maps(x, x), layout.valid(x.device))
 
-    def _features(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (
-            f(t).unflatten(-1, (self.heads, -1))
-            for f, t in zip((self.query, self.key, self.value), (x, context, context), strict=True)
-        )
-        return F.elu(q) + 1, F.elu(k) + 1, v
+    def _maps(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.query(x), self.key(context), self.value(context)
+        return tuple(t.unflatten(-1, (self.heads, self.head_dim)) for t in (q, k, v))
+
+    def _causal(self, x: Tensor, state: Tensor | None, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
+        q, k, v = self._maps(x, x)
+        o, state = normalised(phi(q), phi(k), v, self.eps, state=state, offsets=offsets, backend=self.backend)
+        return self.out(o.flatten(2)), state
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
         """Every token reads all (valid) keys."""
-        if valid is not None:
-            k = k * valid[:, :, None, None]
         shape = q.shape[0], self.heads
         q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
+        q, k = phi(q), phi(k)
+        if valid is not None:
+            k = k * valid.repeat_interleave(self.heads, 0)[..., None]
         if self.backend == "reference":
             scores = q @ k.mT
             o = scores @ v / (scores.sum(-1, keepdim=True) + self.eps)
@@ -128,8 +138,7 @@ class LinearAttention(TokenMixer):
         return like.new_zeros(batch, self.heads, self.head_dim, self.head_dim + 1)
 
     def extend(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        o, state = normalised(*self._features(x, x), self.eps, state=state, backend=self.backend)
-        return self.out(o.flatten(2)), state
+        return self._causal(x, state, None)
 
     def cost(self, layout: Layout, batch: int = 1) -> Cost:
         n, width = layout.tokens, self.head_dim

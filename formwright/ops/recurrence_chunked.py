@@ -220,8 +220,10 @@ def backward_tiles(
     return dq, dk, dv, d_decay, d_beta, d_state
 
 
-def _copy(source: Tensor, out: Tensor | None) -> Tensor:
-    return source.contiguous() if out is None else out.copy_(source)
+def _copy(source: Tensor, out: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
+    if out is not None:
+        return out.copy_(source)
+    return source.contiguous() if dtype is None else source.to(dtype)
 
 
 def _rows(t: Tensor, tile: Tile, size: int, work: Workspace, name: str, scale: float = 1.0) -> Tensor:
@@ -287,10 +289,12 @@ def _scores(x: Tensor, k: Tensor, log_decay: Tensor | None, work: Workspace, kee
     if log_decay is None:
         between = x.new_ones(size, size).tril_().unsqueeze(1)
         return scores.mul_(between), x, k, x.new_ones(()), ("plain", between)
-    # Below this a decay is 0 anyway; -inf would make differences of running sums NaN.
-    g = log_decay.clamp(min=-750.0 if log_decay.dtype == torch.float64 else -110.0).cumsum(1)
-    between = torch.sub(g[:, :, None], g[:, None], out=work("between", n, size, size)).exp_().tril_()
-    since, until, total = g.exp()[:, :, None, None], (g[:, -1:] - g).exp_()[..., None], g[:, -1].exp()[:, None, None]
+    # Below the bound a decay is 0 anyway; -inf would make differences of running sums NaN. Strong decays make large
+    # sums, whose differences would be coarse in float32.
+    g = log_decay.clamp(min=-750.0 if log_decay.dtype == torch.float64 else -110.0).double().cumsum(1)
+    between = _copy(g[:, :, None] - g[:, None], work("between", n, size, size), x.dtype).exp_().tril_()
+    since = g.exp().to(x.dtype)[:, :, None, None]
+    until, total = (g[:, -1:] - g).exp_().to(x.dtype)[..., None], since[:, -1, :, 0, None]
     scores.mul_(between[:, :, None])
     xe = torch.mul(x, since, out=work("xe", *x.shape))
     ke = torch.mul(k, until, out=work("ke", *k.shape))

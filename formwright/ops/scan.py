@@ -39,7 +39,7 @@ def linear_scan(
         raise ValueError(f"backend is one of {', '.join(BACKENDS)}, not {backend!r}")
     if b.ndim < 2 or b.shape[1] < 1:
         raise ValueError(f"linear_scan needs (B,N,...) with at least one token, but b is {tuple(b.shape)}")
-    if torch.broadcast_shapes(a.shape, b.shape) != b.shape:
+    if a.ndim > b.ndim or any(m not in (1, n) for m, n in zip(a.shape[::-1], b.shape[::-1], strict=False)):
         raise ValueError(f"a {tuple(a.shape)} must broadcast to b's shape {tuple(b.shape)}")
     if state is not None and state.shape != (b.shape[0], *b.shape[2:]):
         raise ValueError(f"state must be (B,...) = {(b.shape[0], *b.shape[2:])}, but is {tuple(state.shape)}")
