@@ -1,0 +1,127 @@
+"""How a race begins: everything checked, the contenders sized, the race written down; or taken up where it stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from formwright.race import plan, store
+from formwright.race.contenders import Entry, RaceProblem, check_words, keep_files, read_contenders
+from formwright.race.machine import accelerators, cores, describe
+from formwright.race.size import equalise, parse_size
+from formwright.race.state import Race, State, note, read_state, save_state
+from formwright.train import budget as budgets
+
+MATCHES = ("params", "macs", "time")
+ABOUT = ("name", "kind", "metric", "lower_is_better", "unit", "notes", "sizes", "facts")
+FIGURES = ("text", "expression", "dim", "params", "macs", "error")
+
+
+def begin(
+    texts: list[str], data_spec: str | None, options: dict[str, Any], *, rates: tuple[float, ...],
+    data_options: dict[str, Any], depth: int, batch_tokens: int | None, workers: int | None, threads: int | None,
+    device: str | None, measure: bool, checkpoint_every: float, runs: Path, name: str | None, command: list[str] | None,
+    listen: Callable[[dict[str, Any]], None], began: float,
+) -> Race:  # fmt: skip
+    """Check everything, size the contenders, and write the new race down."""
+    from formwright import data
+
+    if data_spec is None:
+        raise RaceProblem("a race needs data: a file, a folder, or a bundled name such as python-source")
+    budget = budgets.parse(options["budget"])
+    _check(options, depth=depth, workers=workers, threads=threads, name=name)
+    lrs = plan.learning_rates(options["lr"], tuple(sorted(set(rates))))
+    size = None if options["size"] is None else parse_size(options["size"])
+    entries = read_contenders(texts, depth=depth)
+    source = data.open(data_spec, **data_options)
+    for entry in entries:
+        if not entry.error:
+            check_words(entry, source)
+    batch = plan.batch_size(source, batch_tokens)
+    entries, notes = equalise(entries, source, size=size, match=options["match"])
+    workers, threads = _divide(workers, threads, device, options["seeds"] * sum(not e.error for e in entries))
+    conn = store.open_store(runs / "races.sqlite")
+    kept = {**options, "batch_size": batch, "depth": depth, "workers": workers, "threads": threads}
+    kept |= {"sweep_share": plan.SHARE} if len(lrs) > 1 else {}
+    kept |= {"length": source.facts["length"]} if source.kind == "text" else {}
+    kept |= {"device": device} if device else {}
+    kept |= {"command": command} if command else {}
+    about = {word: getattr(source, word) for word in ABOUT}
+    race_id = store.create_race(conn, str(data_spec), options=kept, machine=describe(), source=about, id=name)
+    folder = (runs / race_id).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = keep_files(entries, folder / "parts")
+    for entry in entries:
+        store.add_contender(conn, race_id, entry.name, folder=str(folder / entry.folder), **figures(entry))
+    state = State(
+        source=source.options,
+        fingerprint=source.fingerprint,
+        budget=str(budget),
+        seeds=options["seeds"],
+        rates=lrs,
+        batch_size=batch,
+        workers=workers,
+        threads=threads,
+        device=device,
+        measure=measure,
+        checkpoint_every=checkpoint_every,
+        sized=options["match"] != "time",
+    )
+    under_way = Race(conn, race_id, folder, source, entries, budget, state, kept, listen, began)
+    save_state(under_way)
+    listen({"event": "race", "race": race_id, "folder": str(folder), "source": about, "options": kept})
+    for entry in entries:
+        listen({"event": "contender", "contender": entry.name, **figures(entry)})
+    for text in notes:
+        note(under_way, text)
+    return under_way
+
+
+def take_up(what: str, runs: Path, listen: Callable[[dict[str, Any]], None], began: float) -> Race:
+    """A race of the store, as it stands. Raises RaceNotFound, RaceProblem."""
+    from formwright import data
+
+    conn = store.open_store(store.store_path(what, runs / "races.sqlite"), create=False)
+    loaded = store.load_race(conn, store.find_race(conn, what))
+    if loaded.status == "done":
+        raise RaceProblem(f"race {loaded.id} is finished: see formwright report {loaded.id}")
+    folder = loaded.folder.resolve()
+    try:
+        state, entries = read_state(folder)
+    except FileNotFoundError:
+        raise RaceProblem(f"race {loaded.id} can't be resumed: its plan is missing in {folder}") from None
+    source = data.open(**state.source)
+    if source.fingerprint != state.fingerprint:
+        raise RaceProblem(f"the data of race {loaded.id} have changed since it began ({loaded.data}): start a new race")
+    about = {"source": loaded.source, "options": loaded.options}
+    listen({"event": "race", "race": loaded.id, "folder": str(folder), **about})
+    for entry in entries:
+        listen({"event": "contender", "contender": entry.name, **figures(entry)})
+    budget = budgets.parse(state.budget)
+    return Race(conn, loaded.id, folder, source, entries, budget, state, loaded.options, listen, began)
+
+
+def figures(entry: Entry) -> dict[str, Any]:
+    """What the store keeps of a contender, and events tell."""
+    return {word: getattr(entry, word) for word in FIGURES}
+
+
+def _check(options: dict[str, Any], *, depth: int, workers: int | None, threads: int | None, name: str | None) -> None:
+    """Raise RaceProblem for an option that makes no sense."""
+    if options["match"] not in MATCHES:
+        raise RaceProblem(f"match is {', '.join(MATCHES[:-1])} or {MATCHES[-1]}, not {options['match']!r}")
+    counted = {"seeds": options["seeds"], "depth": depth, "workers": workers, "threads": threads}
+    for word, value in counted.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise RaceProblem(f"{word} is {value!r}, but must be a whole number of at least 1")
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise RaceProblem(f"the name {name!r} can't be a folder's: use letters, digits, '-', '_' and '.'")
+
+
+def _divide(workers: int | None, threads: int | None, device: str | None, runs: int) -> tuple[int, int]:
+    """How many runs go side by side, and the threads of each."""
+    places = accelerators() if device != "cpu" else 0
+    workers = workers or max(1, min(places or cores(), runs))
+    return workers, threads or max(1, cores() // workers)

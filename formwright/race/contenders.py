@@ -1,0 +1,176 @@
+"""What a race is between: texts -> named contenders, each a stack of its own.
+
+A bare mixer stands for the default stack around it. `file.py:Class` is a part from a user's file; the file is copied
+into the race's folder, so that workers, a resumed race and the saved model all use the code that was raced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from formwright import lang, parts
+from formwright.build import BuildProblem, build, complete, default_stack, is_bare_mixer
+from formwright.lang import Chain, Expr, Part
+from formwright.model import Model
+
+SHORT = 40  # a text up to so many characters is its contender's name
+
+
+class RaceProblem(ValueError):
+    """A race can't be run as asked for. The message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One contender: `text` as the user wrote it, `tree` the expression raced (its stack alone, or with embedding and
+    head where written), `files` card name -> "file.py:Class" of parts from a user's files. Sizing fills `expression`
+    (canonical, with its width) and the figures; `error` says why it can't run."""
+
+    name: str
+    text: str
+    tree: Expr
+    files: dict[str, str] = field(default_factory=dict)
+    folder: str = ""
+    expression: str | None = None
+    dim: int | None = None
+    params: int | None = None
+    macs: int | None = None
+    error: str | None = None
+
+
+def read_contenders(texts: list[str], *, depth: int = 4) -> list[Entry]:
+    """Texts -> contenders with names and folders of their own.
+
+    Raises SyntaxProblem, FileNotFoundError, UnknownPart or ValueError for a text that is wrong on any data, RaceProblem
+    for an empty list."""
+    if not texts:
+        raise RaceProblem("a race needs at least one contender: formwright race attention gla --data notes.txt")
+    entries: list[Entry] = []
+    owners: dict[str, str] = {}
+    for text in texts:
+        tree = lang.as_expression(text)
+        files = {name: parts.origin(name) for name in sorted(_names(tree)) if parts.origin(name)}
+        error = None
+        for name, origin in files.items():
+            first = owners.setdefault(name, origin)
+            if first != origin and _digest(first) != _digest(origin):
+                error = f"its part is called {name!r}, as that of another file in this race: give its card another name"
+                parts.load(first)
+        name = _name(str(text), tree, files)
+        stack = default_stack(tree, depth) if is_bare_mixer(tree) else tree
+        entries.append(Entry(name, str(text), stack, files, error=error))
+    return _distinct(entries)
+
+
+def keep_files(entries: list[Entry], folder: Path) -> list[Entry]:
+    """Copy the users' files into `folder` and let the contenders use the copies."""
+    kept: dict[str, str] = {}
+    taken: dict[str, str] = {}
+
+    def keep(target: str) -> str:
+        path, _, class_name = target.rpartition(":")
+        digest = _digest(target)
+        if digest not in kept:
+            name = Path(path).name
+            if taken.setdefault(name, digest) != digest:
+                name = f"{Path(path).stem}_{digest[:8]}.py"
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)
+            kept[digest] = str(folder / name)
+        return f"{kept[digest]}:{class_name}"
+
+    return [replace(e, files={name: keep(target) for name, target in e.files.items()}) for e in entries]
+
+
+def written_dim(tree: Expr, source: Any) -> int | None:
+    """The width that the contender's own text gives at its embedding, or None where it leaves it open."""
+    first = complete(tree, source).items[0]
+    return first.options.get("dim", first.arguments[0] if first.arguments else None)
+
+
+def check_words(entry: Entry, source: Any) -> None:
+    """Raise SyntaxProblem, pointing at the place, where a part or an option is misspelt: wrong on any data, unlike
+    what this data or this width refuse."""
+    try:
+        build_unfilled(entry.tree, source, 128)
+    except lang.SyntaxProblem as problem:
+        raise lang.SyntaxProblem(problem.reason, "" if entry.files else entry.text, problem.place) from None
+    except BuildProblem:
+        return
+
+
+def build_unfilled(tree: Expr, source: Any, dim: int | None) -> Model:
+    """The model with weights that nobody has drawn, for its figures alone: memory never written is not taken."""
+    with _Unfilled():
+        return build(tree, source, dim=dim)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out the drawing of weights. (The meta device would do too, but loads a compiler for a second.)"""
+
+    in_place = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.bernoulli_, Tensor.exponential_, Tensor.log_normal_})
+    made = frozenset({torch.randn, torch.rand})
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.in_place:
+            return args[0]
+        if func in self.made:
+            return torch.empty(*args, **{name: value for name, value in kwargs.items() if name != "generator"})
+        return func(*args, **kwargs)
+
+
+def _names(tree: Expr) -> set[str]:
+    return {node.name for node in lang.walk(tree) if isinstance(node, Part)}
+
+
+def _digest(target: str) -> str:
+    return hashlib.sha256(Path(target.rpartition(":")[0]).read_bytes()).hexdigest()
+
+
+def _name(text: str, tree: Expr, files: dict[str, str]) -> str:
+    """The text where it is short; else the canonical stack, then without options, then cut."""
+    if not files and len(text) <= SHORT:
+        return " ".join(text.split())
+    stack = Chain(tree.items[1:-1]) if isinstance(tree, Chain) and len(tree.items) > 2 and _framed(tree) else tree
+    bare = lang.rewrite(stack, lambda part: Part(part.name, {}, tuple(a for a in part.arguments if _expr(a))))
+    for candidate in (str(tree), str(stack), str(bare)):
+        if len(candidate) <= SHORT:
+            return candidate
+    return str(bare)[: SHORT - 1] + "…"
+
+
+def _expr(value: Any) -> bool:
+    return isinstance(value, Expr)
+
+
+def _framed(tree: Chain) -> bool:
+    kinds = [parts.get(i.name).card.kind if isinstance(i, Part) and i.name in parts.names() else "" for i in tree.items]
+    return kinds[0] == "embed" and kinds[-1] == "head"
+
+
+def _distinct(entries: list[Entry]) -> list[Entry]:
+    """Numbered where a name comes twice; folders that every file system takes."""
+    names: set[str] = set()
+    folders: set[str] = set()
+    result = []
+    for entry in entries:
+        name = _free(entry.name, names, " ({})")
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "contender"
+        result.append(replace(entry, name=name, folder=_free(slug, folders, "-{}")))
+    return result
+
+
+def _free(word: str, taken: set[str], suffix: str) -> str:
+    free = next(w for w in [word, *(word + suffix.format(n) for n in range(2, 1000))] if w not in taken)
+    taken.add(free)
+    return free
