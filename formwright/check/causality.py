@@ -29,31 +29,28 @@ def causality(subject: Subject) -> str:
     subject.needs_repeatable(drawn=True)
     for pattern in subject.causal_patterns:
         module = subject.module(pattern)
-        for n in subject.sizes(2, 5, 67, 130, 300):
-            check_cuts(subject, module, pattern, n, list(range(n - 1)))
-        for n in subject.sizes(1000):
-            check_cuts(subject, module, pattern, n, _edges(n))
+        for n in subject.sizes(2, 5, 67, 130, 300, 1000):
+            check_cuts(subject, module, pattern, n, cuts_of(n))
         for n in subject.sizes(130):  # parts may take another path in float32
-            check_cuts(subject, subject.module(pattern, torch.float32), pattern, n, list(range(n - 1)), torch.float32)
+            check_cuts(subject, subject.module(pattern, torch.float32), pattern, n, cuts_of(n), torch.float32)
         _check_training(subject, pattern)
         if pattern == "causal":
             _check_prefix(subject, module)
     return "no output changed with later inputs: every cut up to N=300, chunk edges up to N=1000"
 
 
-def _edges(n: int) -> list[int]:
-    """Cuts about the multiples of 64, between them, and at the end."""
+def cuts_of(n: int) -> list[int]:
+    """Every cut of a short sequence; of one past 300 those about the multiples of 64, between them, and at the end."""
+    if n <= 300:
+        return list(range(n - 1))
     near = {m + d for m in range(64, n, 64) for d in (-2, -1, 0, 32)} | {0, n - 3, n - 2}
     return sorted(t for t in near if 0 <= t < n - 1)
 
 
 def _changed(inputs: tuple[Tensor, ...], cut: int, others: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The inputs with all tokens after the cut those of others; a context is aligned with x at its end."""
-    changed = []
-    for x, other in zip(inputs, others, strict=True):
-        keep = cut + 1 + x.shape[1] - inputs[0].shape[1]
-        changed.append(torch.cat([x[:, :keep], other[:, keep:]], 1))
-    return tuple(changed)
+    """The inputs with all tokens of x after the cut those of others. A context stays: a decoder may read all of its
+    source, and causality is among its own tokens."""
+    return torch.cat([inputs[0][:, : cut + 1], others[0][:, cut + 1 :]], 1), *inputs[1:]
 
 
 def _disturbances(subject: Subject, pattern: str, n: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, ...]]:

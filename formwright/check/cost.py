@@ -6,6 +6,7 @@ CPUs; it is counted here as the two products over all N x M scores, like the fus
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -29,11 +30,19 @@ def counted_macs(subject: Subject, module: nn.Module, pattern: str, n: int, batc
     """Multiply-adds of one forward."""
     inputs = subject.inputs(pattern, n, batch, torch.float32)
     if pattern.endswith("cross"):
-        # cost() knows one layout alone: a context is as long as x.
-        inputs = (inputs[0], inputs[1][:, :n])
+        inputs = (inputs[0], inputs[1][:, : context_tokens(module, n)])
     with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
         subject.run(module, *inputs)
     return counter.get_total_flops() // 2
+
+
+def takes_context(module: nn.Module) -> bool:
+    """Whether cost() can be told how long the context is; otherwise it is as long as x."""
+    return "context_layout" in inspect.signature(module.cost).parameters
+
+
+def context_tokens(module: nn.Module, n: int) -> int:
+    return n + 3 if takes_context(module) else n
 
 
 def counted_state(subject: Subject, module: nn.Module, n: int, batch: int) -> int:
@@ -72,7 +81,8 @@ def _check_at(subject: Subject, module: nn.Module, pattern: str) -> None:
         if n > subject.limit:
             continue
         where = f"N={n}, batch {batch}, width {subject.dim}{', ' + pattern if pattern else ''}"
-        stated = module.cost(Layout((n,)), batch)
+        across = {"context_layout": Layout((n + 3,))} if takes_context(module) and pattern.endswith("cross") else {}
+        stated = module.cost(Layout((n,)), batch, **across)
         _equal(stated.params, parameter_count(module), "parameters", where)
         _equal(stated.macs, counted_macs(subject, module, pattern, n, batch), "multiply-adds", where)
     if pattern != "causal":

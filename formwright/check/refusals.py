@@ -22,9 +22,7 @@ def refusals(subject: Subject) -> str:
     """An unknown option; patterns and grid ranks beyond the card."""
     arguments = subject.arguments
     first = subject.first_pattern
-    _refuses(
-        lambda: subject._construct({**arguments, UNKNOWN: 1}, subject.dim, first), f"the option {UNKNOWN}=1", UNKNOWN
-    )
+    refuses(lambda: subject.construct({**arguments, UNKNOWN: 1}, pattern=first), f"the option {UNKNOWN}=1", UNKNOWN)
     if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in subject.parameters.values()):
         raise Broken("its constructor takes any number of arguments without names (*args); spell its options out")
     if subject.kind == "mixer":
@@ -35,7 +33,7 @@ def refusals(subject: Subject) -> str:
     return "unknown options, and patterns and grids beyond the card, raise"
 
 
-def _refuses(call: Callable[[], Any], what: str, word: str) -> None:
+def refuses(call: Callable[[], Any], what: str, word: str) -> None:
     """Raise Broken unless the call raises an error that names the option."""
     try:
         call()
@@ -62,7 +60,7 @@ def _refuses_pattern(subject: Subject, pattern: str) -> None:
         inputs = subject.inputs(pattern, 12, 2)
         subject.run(module, *inputs)
 
-    _refuses(call, f"the pattern {pattern!r}, which is not on the card,", word)
+    refuses(call, f"the pattern {pattern!r}, which is not on the card,", word)
 
 
 def _refuses_ranks(subject: Subject) -> None:
@@ -76,7 +74,7 @@ def _refuses_ranks(subject: Subject) -> None:
         for rank, grid in GRIDS.items():
             if rank not in claimed:
                 (x,) = subject.inputs("", math.prod(grid))
-                _refuses(
+                refuses(
                     lambda module=module, x=x, grid=grid: subject.run(module, x, layout=Layout(grid)),
                     f"the grid {grid} of {rank} axes ({pattern}), which is not on the card,",
                     "grid",

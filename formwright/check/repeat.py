@@ -22,19 +22,20 @@ from formwright.check.subject import Broken, Subject, fresh, leaf, seeded
 def determinism(subject: Subject) -> str:
     """Weights of equal seeds; outputs called again after other inputs, other seeds and a training step."""
     for pattern in subject.patterns:
-        _check_weights(subject, pattern)
+        check_weights(subject, pattern)
         _check_repeat(subject, pattern)
     return "one seed gives one set of weights, and eval gives one output"
 
 
-def _check_weights(subject: Subject, pattern: str) -> None:
+def check_weights(subject: Subject, pattern: str) -> None:
+    """Raise Broken where two parts of one seed differ."""
     # Only torch's generator is seeded alike: numpy's and Python's go on, as they do for a user.
     states = []
     for run in range(2):
         with seeded(subject.seed):
             random.seed(run)
             numpy.random.seed(run)
-            module = subject._construct(subject.arguments, subject.dim, pattern)
+            module = subject.construct(subject.arguments, pattern=pattern)
             states.append({**module.state_dict(), **dict(module.named_buffers())})
     if states[0].keys() != states[1].keys():
         raise Broken(f"two parts of one seed have other tensors: {sorted(states[0].keys() ^ states[1].keys())}")

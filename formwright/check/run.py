@@ -9,7 +9,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from formwright import lang, parts
 from formwright.check.causality import causality
 from formwright.check.compiled import compile
 from formwright.check.cost import cost
+from formwright.check.ends import ENDS
 from formwright.check.extend import extend
 from formwright.check.gradients import gradients
 from formwright.check.isolation import isolation
@@ -46,6 +47,8 @@ LAWS: dict[str, Callable[[Subject], str]] = {
     "symmetry": symmetry,
     "refusals": refusals,
 }
+
+WIDTHS = (32, 40, 48, 36, 42, 64, 128, 256)  # multiples of 5, 6, 7, 9 heads among them
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,11 @@ def run(target: str | type, *, laws: Iterable[str] | None = None, seed: int = 0,
 
 def judge(law: str, subject: Subject) -> Law:
     """One law over a subject; what it raises unforeseen breaks it."""
-    if subject.kind not in CALLS:
-        return Law(law, "skip", f"no law is written for {subject.kind} parts")
+    table = ENDS if subject.kind in ("embed", "head") else LAWS if subject.kind in CALLS else {}
+    if law not in table:
+        return Law(law, "skip", f"it says nothing of {subject.kind} parts")
     try:
-        return Law(law, "pass", LAWS[law](subject))
+        return Law(law, "pass", table[law](subject))
     except Broken as found:
         return Law(law, "fail", str(found))
     except Refused as found:
@@ -137,7 +141,22 @@ def find(target: str | type, seed: int = 0, compiler: str = "aot_eager") -> Subj
     if not isinstance(tree, lang.Part) or tree.arguments:
         raise ValueError(f"the laws hold single parts, such as attention(heads=2), and {target!r} is more than one")
     options = {name: _value(value) for name, value in tree.options.items()}
-    return Subject(target, parts.get(tree.name), options, seed, compiler=compiler)
+    return _of_fitting_width(Subject(target, parts.get(tree.name), options, seed, compiler=compiler))
+
+
+def _of_fitting_width(subject: Subject) -> Subject:
+    """The subject at a width its options can be made at; what its constructor raised where there is none."""
+    if not subject.options:
+        return subject
+    for dim in WIDTHS:
+        try:
+            sized = replace(subject, dim=dim)
+            if sized.patterns:
+                return sized
+        except Skipped:
+            continue
+    subject.module(subject.first_pattern)
+    raise ValueError(f"{subject.target} refuses every pattern of its card")
 
 
 def _value(value: Any) -> Any:

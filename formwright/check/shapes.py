@@ -19,7 +19,7 @@ WIDTHS = (24, 48, 80)
 
 def shapes(subject: Subject) -> str:
     """Forward at many N, dtypes, widths and grids."""
-    claimed = subject.card.patterns if subject.kind == "mixer" else ("",)
+    claimed = subject.card.patterns if subject.kind == "mixer" and not subject.options else subject.patterns
     if not claimed:
         raise Broken("the card claims no pattern; give it patterns=('self',) or ('causal',) or both")
     for pattern in claimed:

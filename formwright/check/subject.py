@@ -20,7 +20,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from formwright.contract import Card, Layout
+from formwright.contract import Card, Layout, Unsupported
 
 FACTS: dict[str, Any] = {
     "vocab": 64,
@@ -133,7 +133,7 @@ class Subject:
         plain = {**facts, **self.options}
         if self.kind in ("mixer", "position") and "heads" in self.parameters and "heads" not in plain:
             try:
-                self._construct({**plain, "heads": 2}, self.dim, self.first_pattern)
+                self.construct({**plain, "heads": 2}, self.dim, self.first_pattern)
             except Exception:
                 return plain
             return {**plain, "heads": 2}
@@ -143,9 +143,10 @@ class Subject:
     def first_pattern(self) -> str:
         return self.card.patterns[0] if self.card.patterns else ""
 
-    def _construct(self, arguments: dict[str, Any], dim: int, pattern: str) -> nn.Module:
+    def construct(self, arguments: dict[str, Any], dim: int = 0, pattern: str = "") -> nn.Module:
+        """The part with these arguments, as its constructor makes it."""
         causal = {"causal": pattern.startswith("causal")} if self.kind == "mixer" else {}
-        width = {"dim": dim} if "dim" in self.parameters else {}
+        width = {"dim": dim or self.dim} if "dim" in self.parameters else {}
         return self.cls(**width, **causal, **arguments)
 
     def module(
@@ -153,7 +154,7 @@ class Subject:
     ) -> nn.Module:
         """The part for a pattern, in eval mode; two of one seed have the same weights."""
         with seeded(self.seed if seed is None else seed):
-            return self._construct(self.arguments, dim or self.dim, pattern).to(dtype).eval()
+            return self.construct(self.arguments, dim or self.dim, pattern).to(dtype).eval()
 
     @functools.cached_property
     def patterns(self) -> list[str]:
@@ -163,13 +164,24 @@ class Subject:
         made = []
         for pattern in self.card.patterns:
             try:
-                self.module(pattern)
+                module = self.module(pattern)
             except Exception:
                 continue  # the law of shapes makes it again and tells what was raised
-            made.append(pattern)
+            if not self.options or self._runs(module, pattern):
+                made.append(pattern)
         if not made:
             raise Skipped("the part can't be made in any pattern of its card (see shapes)")
         return made
+
+    def _runs(self, module: nn.Module, pattern: str) -> bool:
+        """Whether options leave this pattern: they may narrow what the card claims."""
+        try:
+            self.run(module, *self.inputs(pattern, 8))
+        except Unsupported:
+            return False
+        except Exception:
+            return True  # a law tells
+        return True
 
     @property
     def causal_patterns(self) -> list[str]:

@@ -24,6 +24,8 @@ def test_a_right_mixer_breaks_no_law(mixer):
 
 @pytest.mark.parametrize(("mixer", "law"), WRONG, ids=lambda v: v if isinstance(v, str) else v.__name__)
 def test_a_wrong_mixer_breaks_just_its_law(mixer, law):
-    report = check.run(mixer)
+    # Tracing is the slowest law: it is left out where nothing about it is to be found.
+    laws = [name for name in check.LAWS if name != "compile" or name in law]
+    report = check.run(mixer, laws=laws)
     assert [found.law for found in report.laws if found.status == "fail"] == law.split(" and ")
     assert not report.passed

@@ -19,6 +19,15 @@ class Plain(Gated):
     reference = None
 
 
+class TwoPatterns(SmallAttention):
+    card = replace(SmallAttention.card, name="two_patterns", patterns=("self", "causal"))
+
+    def forward(self, x, layout, context=None, context_layout=None):
+        if context is not None:
+            self.refuse("context", "it mixes one sequence")
+        return super().forward(x, layout)
+
+
 class LeakAt63(Plain):
     def forward(self, x, layout, context=None, context_layout=None):
         y = super().forward(x, layout, context).clone()
@@ -187,7 +196,7 @@ class IgnoresPadding(CausalMean):
         return super().forward(x, layout, context)
 
 
-class IgnoresPacking(SmallAttention):
+class IgnoresPacking(TwoPatterns):
     def forward(self, x, layout, context=None, context_layout=None):
         if layout.offsets is not None and context is None:
             layout = replace(layout, offsets=None)
@@ -264,13 +273,13 @@ class CountsOneRow(Plain):
         return replace(super().cost(layout, batch), state_bytes=self.dim**2 * element_size(self))
 
 
-class CountsFloat32(SmallAttention):
+class CountsFloat32(TwoPatterns):
     def cost(self, layout, batch=1):
         full = super().cost(layout, batch)
         return replace(full, state_bytes=full.state_bytes // element_size(self) * 4)
 
 
-class CountsNoBias(SmallAttention):
+class CountsNoBias(TwoPatterns):
     def cost(self, layout, batch=1):
         return replace(super().cost(layout, batch), params=parameter_count(self) - self.dim)
 
