@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 race: setup
 	$(BIN)/formwright race attention mamba2 gated_deltanet '2*(gla + swiglu) >> attention(position=rope) + swiglu' \
-	  --data python-source --budget 4m --size 500k --open
+	  --data python-source --budget 4m --size 500k
 
 test: setup
 	$(BIN)/ruff check .

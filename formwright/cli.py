@@ -6,6 +6,9 @@ sentence on standard error; FORMWRIGHT_TRACEBACK=1 shows where it came from.
 
 from __future__ import annotations
 
+import contextlib
+import csv as csv_files
+import importlib
 import itertools
 import json
 import os
@@ -23,6 +26,8 @@ app = typer.Typer(
     help="Compose, check, race and ship Transformer-like architectures, each one short expression.",
 )
 
+STORE = "races.sqlite"
+
 Data = Annotated[
     str | None,
     typer.Option("--data", help="A file or folder, a bundled name (python-source, digits, macro) or mqar(pairs=16)."),
@@ -33,10 +38,12 @@ Vocab = Annotated[int | None, typer.Option(help="Tokens of a byte-pair vocabular
 Length = Annotated[int | None, typer.Option(help="Tokens of context for text.")]
 InputLength = Annotated[int | None, typer.Option(help="Time steps of a series that a forecast reads.")]
 ImageSize = Annotated[int | None, typer.Option(help="Pixels of the square that images are resized to.")]
+Run = Annotated[str, typer.Argument(help="A race's name, the start of one, a path in its folder, or latest.")]
+Contender = Annotated[str | None, typer.Option(help="Whose model; the best one's without it.")]
 Runs = Annotated[Path, typer.Option(help="The folder that races are kept in.")]
 
 
-def _data_options(**given: object) -> dict[str, object]:
+def _given(**given: object) -> dict[str, object]:
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -74,26 +81,25 @@ def race(
 
     from formwright.race import store
 
+    console = Console()
     if list_races:
         from formwright.report import terminal
 
-        with store.open_store(runs / "races.sqlite") as connection:
-            terminal.print_list(store.list_races(connection))
+        with contextlib.closing(store.open_store(runs / STORE, create=False)) as connection:
+            terminal.print_list(store.list_races(connection), console)
         return
     if not contenders and not resume:
         raise ValueError("name what shall race, for example: formwright race attention mamba2 --data notes.txt")
     if data is None and not resume:
         raise ValueError("say on which data: --data FILE or FOLDER, or a bundled name such as --data python-source")
-    from formwright.race import run
-    from formwright.report import page, terminal
-    from formwright.train.progress import race_progress
+    from formwright import race as racing
+    from formwright.race.watch import watch
 
-    options = _data_options(
+    options = _given(
         forecast=forecast, target=target, vocab=vocab, length=length, input_length=input_length, image_size=image_size
     )
-    console = Console()
-    with race_progress(console) as on_event:
-        race_id = run.race(
+    with watch(console) as listen:
+        race_id = racing.race(
             contenders or [],
             data,
             budget=budget,
@@ -109,39 +115,40 @@ def race(
             runs=runs,
             name=name,
             resume=resume,
-            on_event=on_event,
+            command=["formwright", *sys.argv[1:]],
+            on_event=listen,
         )
-    with store.open_store(runs / "races.sqlite") as connection:
-        result = store.load_race(connection, race_id)
-    path = runs / race_id / "report.html"
-    page.write(result, path)
+    from formwright.report import page, terminal
+
+    result = _load(race_id, runs)
+    path = page.write(result, result.folder / "report.html")
     terminal.print_race(result, console)
-    console.print(f"report  {path.resolve()}", soft_wrap=True, highlight=False, markup=False)
-    console.print(f"models  {(runs / race_id).resolve()}", soft_wrap=True, highlight=False, markup=False)
     if open_page:
-        typer.launch(str(path.resolve()))
-    if not any(trial["status"] == "done" for trial in result["trials"] if trial["phase"] == "main"):
-        raise typer.Exit(1)
+        typer.launch(str(Path(path).resolve()))
+
+
+def _load(run: str, runs: Path):
+    """The race that `run` names."""
+    from formwright.race import store
+
+    with contextlib.closing(store.open_store(store.store_path(run, runs / STORE), create=False)) as connection:
+        return store.load_race(connection, store.find_race(connection, run))
 
 
 @app.command()
 def report(
-    run: Annotated[str, typer.Argument(help="A race's name, or latest.")] = "latest",
+    run: Annotated[str, typer.Argument(help="A race's name, the start of one, a run folder, or latest.")] = "latest",
     html: Annotated[Path | None, typer.Option(help="Write the self-contained page here.")] = None,
     png: Annotated[Path | None, typer.Option(help="Write the picture here.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table here.")] = None,
     runs: Runs = Path("runs"),
 ) -> None:
     """Show a race's results here, or write them as a page, a picture or a table."""
-    from formwright import report as reports
-    from formwright.race import store
-
-    with store.open_store(runs / "races.sqlite") as connection:
-        result = store.load_race(connection, store.find_race(connection, run))
+    result = _load(run, runs)
     for path, kind in ((html, "page"), (png, "png"), (csv, "csv")):
         if path is not None:
-            reports.write(result, path, kind)
-            print(path)
+            writer = importlib.import_module(f"formwright.report.{kind}")
+            print(writer.write(result, path))
     if not (html or png or csv):
         from formwright.report import terminal
 
@@ -223,9 +230,7 @@ def show(
 
     from formwright.show import draw, example
 
-    options = _data_options(
-        forecast=forecast, target=target, vocab=vocab, input_length=input_length, image_size=image_size
-    )
+    options = _given(forecast=forecast, target=target, vocab=vocab, input_length=input_length, image_size=image_size)
     model, shape = example(expression, data, options, length)
     Console().print(draw(model, shape, batch))
 
@@ -252,34 +257,52 @@ def cost(
 
 @app.command()
 def generate(
-    run: Annotated[str, typer.Argument(help="A race (its best contender), RACE/CONTENDER, or a model file or folder.")],
+    run: Run = "latest",
     prompt: Annotated[str, typer.Option(help="What to go on from.")] = "",
     tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Draw from this many likeliest tokens alone.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    contender: Contender = None,
     runs: Runs = Path("runs"),
 ) -> None:
     """Generate text with a model that a race trained."""
-    from formwright.race.generate import generate_from
+    from formwright.race import generate, trained
 
-    for piece in generate_from(run, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed, runs=runs):
-        print(piece, end="", flush=True)
-    print()
+    model, source, who = trained(run, contender=contender, runs=runs)
+    print(f"formwright: {who}", file=sys.stderr)
+    shown = 0
+    print(prompt, end="", flush=True)
+
+    def go_on(text: str) -> None:
+        nonlocal shown
+        # A character of several bytes is whole only once its last byte has come.
+        ready = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        print(ready[shown:], end="", flush=True)
+        shown = max(shown, len(ready))
+
+    text = generate(model, source, prompt, tokens, temperature, top_k, seed, on_text=go_on)
+    print(text[shown:])
 
 
 @app.command()
 def predict(
-    run: Annotated[str, typer.Argument(help="A race (its best contender), RACE/CONTENDER, or a model file or folder.")],
+    run: Run,
     file: Annotated[Path, typer.Argument(help="New data of the kind that the model was trained on.")],
     out: Annotated[Path | None, typer.Option(help="Write the predictions to this CSV; printed without it.")] = None,
+    contender: Contender = None,
     runs: Runs = Path("runs"),
 ) -> None:
     """Predict on new data with a model that a race trained: forecasts, labels, values, or bits of a text."""
-    from formwright.race.predict import predict_file
+    from formwright.race import predict, trained
 
-    table = predict_file(run, file, runs=runs)
-    table.to_csv(out or sys.stdout, index=False)
+    model, source, who = trained(run, contender=contender, runs=runs)
+    rows = predict(model, source, str(file))
+    print(f"formwright: {who}", file=sys.stderr)
+    with open(out, "w", newline="") if out else contextlib.nullcontext(sys.stdout) as stream:
+        writer = csv_files.DictWriter(stream, fieldnames=list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 @app.callback(invoke_without_command=True)

@@ -11,10 +11,10 @@ from formwright.model import load, save
 
 CAUSAL = [
     "2*(attention(heads=2, position=rope) + swiglu)",
-    "(attention(heads=2) | attention(heads=2, window=5)) + mlp",
+    "(attention(heads=2) | gla(heads=2)) + mlp",
     "loop(attention(heads=2) + swiglu, times=3)",
-    "skip(2*(attention(heads=2, window=5) + swiglu))",
-    "skip(attention(heads=2) + mlp >> downsample(2) >> 2*(attention(heads=2, window=5) + swiglu) >> upsample(2) >> attention + mlp)",
+    "skip(2*(gla(heads=2) + swiglu))",
+    "skip(attention(heads=2) + mlp >> downsample(2) >> 2*(gla(heads=2) + swiglu) >> upsample(2) >> attention + mlp)",
     "skip(downsample(3) >> attention(heads=2) + mlp >> skip(downsample(2) >> mlp >> upsample(2)) >> upsample(3))",
     "postnorm(2*(attention(heads=2) + mlp), norm=layernorm)",
     "sandwich(attention(heads=2) + mlp)",
