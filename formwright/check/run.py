@@ -155,7 +155,10 @@ def _of_fitting_width(subject: Subject) -> Subject:
                 return sized
         except Skipped:
             continue
-    subject.module(subject.first_pattern)
+    try:
+        subject.module(subject.first_pattern)
+    except TypeError as error:
+        raise ValueError(f"{subject.target}: {error}") from error
     raise ValueError(f"{subject.target} refuses every pattern of its card")
 
 

@@ -74,8 +74,10 @@ def test_a_target_that_is_no_part(target):
 
 def test_options_choose_a_width_they_fit_and_wrong_ones_are_misuse():
     assert check.run("attention(heads=5)", laws=["shapes"]).passed
-    with pytest.raises((ValueError, TypeError), match="heads"):
+    with pytest.raises(ValueError, match="heads"):
         check.run("attention(heads=0)", laws=["shapes"])
+    with pytest.raises(ValueError, match="colour"):
+        check.run("attention(colour=2)", laws=["shapes"])
 
 
 def test_an_unknown_law():
