@@ -224,7 +224,8 @@ class TokenMixer(nn.Module):
         raise Unsupported(self.card.name, "extend", "it has no state to decode with")
 
     def cost(self, layout: Layout, batch: int = 1) -> Cost:
-        """The closed form of one forward's cost."""
+        """The closed form of one forward's cost. A mixer with a cross pattern may take `context_layout` as well; one
+        that doesn't is costed as if the context were as long as x."""
         raise NotImplementedError
 
     def refuse(self, option: str, reason: str) -> None:

@@ -65,7 +65,7 @@ class LinearAttention(TokenMixer):
         name="linear_attention",
         summary="attention by products of elu(x) + 1 features: sums first, so time is linear and the state fixed",
         source="Transformers are RNNs: Fast Autoregressive Transformers with Linear Attention, arXiv 2006.16236, 2020",
-        patterns=("self", "causal", "cross"),
+        patterns=("self", "causal", "cross", "causal_cross"),
         symmetries=("permutation",),
     )
 
@@ -91,8 +91,6 @@ class LinearAttention(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        if context is not None and self.causal:
-            self.refuse("context with causal=True", "a context is read whole; build with causal=False")
         if context is not None:
             packed = layout.offsets is not None or (context_layout is not None and context_layout.offsets is not None)
             if packed:
@@ -140,11 +138,15 @@ class LinearAttention(TokenMixer):
     def extend(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         return self._causal(x, state, None)
 
-    def cost(self, layout: Layout, batch: int = 1) -> Cost:
-        n, width = layout.tokens, self.head_dim
-        linear = 4 * batch * n * self.dim * self.heads * width
-        if not self.causal:
-            return Cost(parameter_count(self), linear + 2 * batch * n * self.heads * width * (width + 1))
-        products = recurrence.macs(batch, n, self.heads, width, width + 1, lengths=packed_lengths(layout))
-        state = batch * self.heads * width * (width + 1) * element_size(self)
+    def cost(self, layout: Layout, batch: int = 1, context_layout: Layout | None = None) -> Cost:
+        """A context is read whole, as two-directional tokens are."""
+        n, inner = layout.tokens, self.heads * self.head_dim
+        m = n if context_layout is None else context_layout.tokens
+        linear = 2 * batch * (n + m) * self.dim * inner
+        state = batch * inner * (self.head_dim + 1) * element_size(self) if self.causal else 0
+        if self.causal and context_layout is None:
+            width = self.head_dim
+            products = recurrence.macs(batch, n, self.heads, width, width + 1, lengths=packed_lengths(layout))
+        else:
+            products = batch * (n + m) * inner * (self.head_dim + 1)
         return Cost(parameter_count(self), linear + products, state)

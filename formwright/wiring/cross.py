@@ -5,6 +5,8 @@ Vaswani et al., Attention Is All You Need, 1706.03762, 2017.
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,5 +56,9 @@ class Cross(Wiring):
         return [("cross", self.mixer, layout)]
 
     def cost(self, layout: Layout, batch: int = 1) -> Cost:
-        # The source's length is known only at run time; it is taken as long as the target.
-        return self.mixer.part.cost(layout, batch)
+        """The source's length is known only at run time; here it is as long as the target. What is kept of it between
+        steps is the encoder-decoder's state, not this part's."""
+        part = self.mixer.part
+        takes_context = "context_layout" in inspect.signature(part.cost).parameters
+        whole = part.cost(layout, batch, layout) if takes_context else part.cost(layout, batch)
+        return replace(whole, state_bytes=0)

@@ -123,6 +123,18 @@ def test_encoder_decoder_reads_the_source_and_decodes():
         model(x)
 
 
+@pytest.mark.parametrize("mixer", ["attention(heads=2)", "linear_attention(heads=2)"])
+def test_an_encoder_decoder_costs_what_is_counted(mixer):
+    model = make(f"encoder_decoder({mixer} + mlp, {mixer} + cross({mixer}) + mlp)").float()
+    source, x = tokens(2, 12, seed=1), tokens(2, 12)
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter, torch.no_grad():
+        model((source, x))
+    assert model.cost((12,), batch=2).macs * 2 == counter.get_total_flops()
+    state = model.empty(2, capacity=12, source=source)
+    _, state = model.extend(x, state)
+    assert state_bytes(state["stack"]) == model.cost((12,), batch=2).state_bytes
+
+
 def test_skip_cuts_a_grid_that_the_factor_does_not_divide():
     model = formwright.build(
         "patches(dim=16, size=1) >> skip(downsample(2) >> attention + mlp >> upsample(2)) >> classify",
