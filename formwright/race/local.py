@@ -97,6 +97,8 @@ def local_engine(workers: int, threads: int, *, gpus: int = 0) -> Iterator[RunJo
                             continue
                     outcomes[job["id"]] = event
                 report(job, event)
+            if stop.is_set():
+                raise KeyboardInterrupt
         return outcomes
 
     try:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import re
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +32,7 @@ def ray_engine(workers: int, threads: int, *, address: str | None = None, gpus: 
     # Ray tells a task's number of threads to OpenMP by its num_cpus; our own count is set in the task.
     mine = not ray.is_initialized()
     if mine:
+        _check_address(address)
         local = {} if address else {"num_cpus": workers * threads, "include_dashboard": False}
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
@@ -90,6 +93,8 @@ def ray_engine(workers: int, threads: int, *, address: str | None = None, gpus: 
                 for number, reference in list(running.items()):
                     if reference in ended:
                         end(by_id[number], {"event": "failed", "error": _cause(ray, reference)})
+            if stop.is_set():
+                raise KeyboardInterrupt
         return outcomes
 
     try:
@@ -98,6 +103,17 @@ def ray_engine(workers: int, threads: int, *, address: str | None = None, gpus: 
         events.shutdown(force=True)
         if mine:
             ray.shutdown()
+
+
+def _check_address(address: str | None) -> None:
+    """Raise RaceProblem where nobody answers at host:port; Ray itself would try for minutes."""
+    match = re.fullmatch(r"(?:ray://)?([\w.-]+):(\d+)", address or "")
+    if match is None:
+        return
+    try:
+        socket.create_connection((match[1], int(match[2])), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise RaceProblem(f"no Ray at {address}: {error}; start one there (ray start --head)") from None
 
 
 def _work(job: Job, attempt: int, threads: int, events: Any) -> None:

@@ -20,6 +20,7 @@ from formwright.race.events import recorder
 from formwright.race.local import RunJobs
 from formwright.race.state import Race, drop, note, save_state
 
+MEASURE_SECONDS = 10.0  # for each contender, where the budget is no time
 START_SECONDS = 4.0  # that a fresh process takes before it measures
 SAMPLE_SECONDS = 2.0  # that a main run takes to make its samples
 
@@ -195,7 +196,7 @@ def measure(race: Race, engine: Callable[[], AbstractContextManager[RunJobs]]) -
     waiting = [e for e in race.running if e.name in ended and e.name not in race.state.measured]
     race.listen({"event": "phase", "phase": "measure", "runs": len(waiting)})
     for number, entry in enumerate(waiting):
-        seconds = 10.0
+        seconds = MEASURE_SECONDS
         if race.budget.unit == "seconds":
             left = race.budget.amount - race.spent
             seconds = max(1.0, left / (len(waiting) - number) - START_SECONDS)
