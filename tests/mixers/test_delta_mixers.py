@@ -1,0 +1,142 @@
+"""Delta-rule and other gated recurrent mixers: their equations written out, step by step, and what they refuse. What
+all parts promise (extend, cost, isolation, gradients ...) is held by the laws."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from formwright.contract import Layout, Unsupported
+from formwright.mixers.deltanet import DeltaNet
+from formwright.mixers.kda import KimiDeltaAttention
+
+N, D = 70, 24
+MIXERS = [DeltaNet, KimiDeltaAttention]
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, N, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def built(cls, dim=D, **options):
+    """In float64, with every parameter moved from where it begins, so that none is zero or one by chance."""
+    torch.manual_seed(0)
+    mixer = cls(dim, **{"causal": True, **options}).double()
+    with torch.no_grad():
+        for p in mixer.parameters():
+            p += 0.1 * torch.randn_like(p)
+    return mixer
+
+
+def check(mixer, x, expected):
+    torch.testing.assert_close(mixer(x, Layout((x.shape[1],))), expected, rtol=1e-9, atol=1e-9)
+
+
+def heads(t, h):
+    return t.unflatten(-1, (h, -1))
+
+
+def conv(x, weight, bias=None):
+    """Depthwise causal convolution by torch's own."""
+    return F.conv1d(F.pad(x.mT, (weight.shape[1] - 1, 0)), weight[:, None], bias, groups=weight.shape[0]).mT
+
+
+def rms(x, eps):
+    return x / torch.sqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+def delta_rule(q, k, v, beta, decay, s):
+    """o_t (B,N,H,V) of S' = decay_t S, S = S' + beta_t k_t (v_t - S'^T k_t)^T; decay (B,N,H,K)."""
+    outs = []
+    for t in range(q.shape[1]):
+        s = decay[:, t, :, :, None] * s
+        error = v[:, t] - torch.einsum("bhkv,bhk->bhv", s, k[:, t])
+        s = s + torch.einsum("bh,bhk,bhv->bhkv", beta[:, t], k[:, t], error)
+        outs.append(torch.einsum("bhkv,bhk->bhv", s, q[:, t]) / math.sqrt(q.shape[-1]))
+    return torch.stack(outs, 1)
+
+
+def convolved(m, x):
+    """q, k of length 1 and v of a mixer with joint short convolutions."""
+    q, k, v = (
+        heads(t, m.heads) for t in F.silu(conv(m.inputs(x), m.conv_weight)).split([m.keys, m.keys, m.values], -1)
+    )
+    q, k = (t / torch.sqrt(t.square().sum(-1, keepdim=True) + 1e-6) for t in (q, k))
+    return q, k, v
+
+
+def start(m):
+    return torch.zeros(2, m.heads, m.head_dim, m.value_dim).double() + (0 if m.initial is None else m.initial)
+
+
+OPTIONS = [{}, {"negative_eigenvalues": True}, {"initial_state": True, "expansion": 2.0}]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_deltanet_step_by_step(x, options):
+    m = built(DeltaNet, heads=2, head_dim=8, **options)
+    q, k, v = convolved(m, x)
+    beta = torch.sigmoid(m.beta(x)) * (1 + m.negative_eigenvalues)
+    o = delta_rule(q, k, v, beta, torch.ones_like(k), start(m))
+    check(m, x, m.out((rms(o, 1e-5) * m.norm.weight).flatten(2)))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_kda_step_by_step(x, options):
+    m = built(KimiDeltaAttention, heads=2, head_dim=8, **options)
+    q, k, v = convolved(m, x)
+    beta = torch.sigmoid(m.beta(x)) * (1 + m.negative_eigenvalues)
+    f1, f2, g1, g2 = (layer.weight.T for layer in (*m.forget, *m.gate))
+    decay = torch.exp(-m.a_log.exp()[:, None] * heads(F.softplus(x @ f1 @ f2 + m.dt_bias), 2))
+    o = delta_rule(q, k, v, beta, decay, start(m))
+    gate = torch.sigmoid(x @ g1 @ g2 + m.gate[1].bias)
+    check(m, x, m.out((rms(o, 1e-5) * m.norm.weight).flatten(2) * gate))
+
+
+@pytest.mark.parametrize("cls", [DeltaNet, KimiDeltaAttention])
+def test_a_learned_first_state_is_every_sequences(cls, x):
+    m = built(cls, heads=2, initial_state=True)
+    whole = m(x[:1], Layout((N,), offsets=torch.tensor([0, 3, N])))
+    torch.testing.assert_close(whole[:, 3:], m(x[:1, 3:], Layout((N - 3,))))
+    y, _ = m.extend(x, m.empty(2))
+    torch.testing.assert_close(y, m(x, Layout((N,))))
+    y.sum().backward()
+    assert m.initial.grad.abs().max() > 0
+
+
+def test_initial_decays_are_the_papers():
+    torch.manual_seed(0)
+    m = KimiDeltaAttention(512, causal=True)
+    assert (m.heads, m.head_dim, m.value_dim, m.gate_rank) == (8, 64, 64, 64)
+    assert m.a_log.exp().min() >= 1 and m.a_log.exp().max() <= 16
+    step = F.softplus(m.dt_bias)
+    assert step.shape == (512,) and step.min() >= 1e-4 and step.max() <= 0.1001
+
+
+@pytest.mark.parametrize("cls", MIXERS)
+def test_only_the_causal_pattern_is_claimed(cls, x):
+    with pytest.raises(Unsupported, match="causal"):
+        cls(D)
+    with pytest.raises(Unsupported, match="context"):
+        built(cls)(x, Layout((N,)), x)
+
+
+@pytest.mark.parametrize("cls", MIXERS)
+@pytest.mark.parametrize("dim", [6, 100, 130])
+def test_any_width_builds(cls, dim):
+    m = cls(dim, causal=True)
+    assert m(torch.randn(1, 5, dim), Layout((5,))).shape == (1, 5, dim)
+
+
+def test_mistakes_are_told():
+    for cls, options, word in (
+        (DeltaNet, {"short": 0}, "short"),
+        (DeltaNet, {"expansion": 0}, "expansion"),
+        (KimiDeltaAttention, {"gate_rank": 0}, "gate_rank"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            cls(64, causal=True, **options)
