@@ -192,9 +192,10 @@ class Card:
 
 class TokenMixer(nn.Module):
     """Mixes tokens: (B, N, D) -> (B, N, D). Subclasses set `card` and write forward and cost; a causal one also writes
-    empty and extend. They may write `reference`, with forward's signature: the slow, obvious definition that the laws
-    compare forward with (a mixer whose ops take a backend may instead pass on `self.backend`, which the laws set to
-    "reference")."""
+    empty and extend. Patterns and grids that the card leaves out are refused here, before forward sees them.
+
+    They may write `reference`, with forward's signature: the slow, obvious definition that the laws compare forward
+    with (a mixer whose ops take a backend may instead pass on `self.backend`, which the laws set to "reference")."""
 
     card: Card
     backend: str = "auto"
@@ -207,6 +208,7 @@ class TokenMixer(nn.Module):
         if pattern not in supported and not any(p.endswith("cross") for p in supported):
             have = " and ".join(supported) or "nothing"
             raise Unsupported(self.card.name, f"causal={causal}", f"it computes the {have} pattern alone")
+        self.register_forward_pre_hook(_within_card, with_kwargs=True)
 
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
@@ -231,6 +233,21 @@ class TokenMixer(nn.Module):
     def refuse(self, option: str, reason: str) -> None:
         """Raise Unsupported in this part's name."""
         raise Unsupported(self.card.name, option, reason)
+
+
+def _within_card(mixer: TokenMixer, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Refuse a grid or a context that the mixer's card leaves out, before its forward sees it."""
+    layout = args[1] if len(args) > 1 else kwargs["layout"]
+    context = args[2] if len(args) > 2 else kwargs.get("context")
+    card = mixer.card
+    if card.grid_ranks and len(layout.grid) not in card.grid_ranks:
+        allowed = " or ".join(map(str, card.grid_ranks))
+        raise Unsupported(card.name, f"a grid of {len(layout.grid)} axes", f"it mixes tokens along {allowed}")
+    pattern = ("causal" if mixer.causal else "self") if context is None else "causal_cross" if mixer.causal else "cross"
+    if pattern not in card.patterns:
+        have = " and ".join(card.patterns) or "nothing"
+        asked = "tokens without a context" if context is None else "a context"
+        raise Unsupported(card.name, asked, f"that is the {pattern} pattern, and it computes {have} alone")
 
 
 class ChannelMixer(nn.Module):

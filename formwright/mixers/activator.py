@@ -45,8 +45,6 @@ class Activator(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        if context is not None:
-            self.refuse("context", "it mixes no tokens, let alone those of another sequence")
         return self._gated(x)
 
     def _gated(self, x: Tensor) -> Tensor:

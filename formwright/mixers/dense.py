@@ -52,8 +52,6 @@ class Dense(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        if context is not None:
-            self.refuse("context", "its matrix is over the tokens of one sequence")
         if layout.offsets is not None:
             return per_sequence(self, x, layout)
         tokens = check_length(self, layout.tokens)

@@ -30,8 +30,6 @@ class Fourier(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        if context is not None:
-            self.refuse("context", "a Fourier transform is over one sequence")
         if not layout.plain:
             return per_sequence(self, x, layout)
         return mixing.fourier(x, backend=self.backend)

@@ -103,8 +103,6 @@ class Hyena(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        if context is not None:
-            self.refuse("context", "its convolutions are within one sequence")
         if layout.offsets is not None or (layout.lengths is not None and not self.causal):
             return per_sequence(self, x, layout)
         grid = self._grid(layout)

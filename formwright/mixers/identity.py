@@ -28,8 +28,6 @@ class Identity(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        if context is not None:
-            self.refuse("context", "it mixes no tokens, let alone those of another sequence")
         return x.clone()
 
     def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> tuple[()]:

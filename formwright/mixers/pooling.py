@@ -41,8 +41,6 @@ class Pooling(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        if context is not None:
-            self.refuse("context", "it averages neighbours within one sequence")
         if layout.offsets is not None:
             return per_sequence(self, x, layout)
         grid = _grid(self, layout)

@@ -89,8 +89,6 @@ class Retention(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        if context is not None:
-            self.refuse("context", "it mixes the tokens of one sequence")
         places = torch.arange(x.shape[1], device=x.device)
         if layout.offsets is not None:
             places = places - layout.offsets.to(x.device)[layout.sequence_ids(x.device)]

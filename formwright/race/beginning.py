@@ -39,7 +39,7 @@ def begin(
     for entry in entries:
         if not entry.error:
             check_words(entry, source)
-    batch = plan.batch_size(source, batch_tokens)
+    batch = plan.batch_size(source, batch_tokens, accelerated=device != "cpu" and accelerators() > 0)
     entries, notes = equalise(entries, source, size=size, match=options["match"])
     workers, threads = _divide(workers, threads, device, options["seeds"] * sum(not e.error for e in entries))
     conn = store.open_store(runs / "races.sqlite")

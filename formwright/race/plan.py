@@ -26,7 +26,7 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 FEW_STEPS = 60  # where some contender's sweep runs would be shorter, the lowest rate is left out
 LEAST_STEPS = 8  # where they would be shorter still, nothing is learned from a sweep, and all take USUAL_RATE
 USUAL_RATE = 3e-3
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048  # on a CPU; eight times as many where there is an accelerator
 LARGEST_BATCH = 128
 POINTS = 30
 TRAINING = 0.85
@@ -44,12 +44,12 @@ class Speed:
     start: float = 0.0
 
 
-def batch_size(source: Any, batch_tokens: int | None) -> int:
-    """Rows of everyone's batch: as many as hold `batch_tokens` (4096), at most 128, never more than a quarter of the
+def batch_size(source: Any, batch_tokens: int | None, *, accelerated: bool = False) -> int:
+    """Rows of everyone's batch: as many as hold `batch_tokens` (2048), at most 128, never more than a quarter of the
     training part."""
     if batch_tokens is not None and batch_tokens < 1:
         raise RaceProblem(f"batch_tokens is {batch_tokens}, but a batch holds at least one token")
-    rows = (batch_tokens or BATCH_TOKENS) // source.tokens_per_item
+    rows = (batch_tokens or BATCH_TOKENS * (8 if accelerated else 1)) // source.tokens_per_item
     most = LARGEST_BATCH if batch_tokens is None else rows
     return max(1, min(rows, most, source.counts["train"] // 4))
 

@@ -57,7 +57,7 @@ def race(
     size, match   parameters ("2M"), and what is held equal: "params", "macs" or "time"
     seeds         how many seeds each contender is trained with
     lr, rates     "auto": the best of `rates`, found by a sweep that takes a quarter of the training; or a number
-    batch_tokens  tokens of everyone's batch (4096)
+    batch_tokens  tokens of everyone's batch (2048; 16384 where there is an accelerator)
     engine        "local" with `workers` processes of `threads` threads; "ray", on the cluster at `address`
     measure       whether costs are measured afterwards
     checkpoint_every  seconds between the checkpoints of a run: what a kill -9 loses at most

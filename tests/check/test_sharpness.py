@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from right_mixers import RIGHT
-from wrong_mixers import WRONG
+from wrong_mixers import CARELESS, WRONG
 
 from formwright import check
+from formwright.contract import Layout, Unsupported
 
 
 @pytest.mark.parametrize("mixer", RIGHT, ids=lambda c: c.__name__)
@@ -29,3 +31,15 @@ def test_a_wrong_mixer_breaks_just_its_law(mixer, law):
     report = check.run(mixer, laws=laws)
     assert [found.law for found in report.laws if found.status == "fail"] == law.split(" and ")
     assert not report.passed
+
+
+@pytest.mark.parametrize("mixer", CARELESS, ids=lambda c: c.__name__)
+def test_the_contract_refuses_what_a_card_leaves_out(mixer):
+    x = torch.randn(2, 15, 32)
+    built = mixer(32, causal=True)
+    built(x, Layout((15,)))
+    with pytest.raises(Unsupported, match="a grid of 2 axes"):
+        built(x, Layout((3, 5)))
+    with pytest.raises(Unsupported, match="a context"):
+        built(x, Layout((15,)), x, Layout((15,)))
+    assert check.run(mixer, laws=["refusals"]).passed

@@ -422,6 +422,9 @@ class TakesAnyGrid(Plain):
             self.refuse("context or packed", "it mixes one sequence")
 
 
+# What these two take beyond their cards, the contract refuses before they see it.
+CARELESS = [IgnoresContext, TakesAnyGrid]
+
 WRONG = [
     (LeakAt63, "causality"),
     (LeakPast256, "causality"),
@@ -467,6 +470,4 @@ WRONG = [
     (FalselyShifted, "symmetry"),
     (TakesAnything, "refusals"),
     (CausalInNameOnly, "refusals"),
-    (IgnoresContext, "refusals"),
-    (TakesAnyGrid, "refusals"),
 ]

@@ -64,7 +64,8 @@ def test_evaluations_stay_within_their_share_of_the_shortest_run():
 
 
 def test_batches():
-    assert plan.batch_size(text(), None) == 16
+    assert plan.batch_size(text(), None) == 8
+    assert plan.batch_size(text(), None, accelerated=True) == 64
     assert plan.batch_size(text(), 1024) == 4
     assert plan.batch_size(text(tokens=8192), None) == 1
     assert plan.batch_size(text(tokens=4), None) == plan.LARGEST_BATCH
