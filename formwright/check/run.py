@@ -173,7 +173,10 @@ def _value(value: Any) -> Any:
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """torch.empty filled with NaN, so that memory nobody wrote is seen; settings as they were afterwards."""
+    """torch.empty filled with NaN, so that memory nobody wrote is seen, and one thread, for the tensors are small;
+    settings as they were afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     enabled, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -185,3 +188,4 @@ def poisoned() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn)
         torch.utils.deterministic.fill_uninitialized_memory = fill
+        torch.set_num_threads(threads)
