@@ -16,9 +16,12 @@ import torch
 from safetensors.torch import load_file
 from small import MINE, OPTIONS, small_race, words
 
+from formwright import data
+from formwright.build import build
 from formwright.data import DataError
 from formwright.race import generate, predict, race, store, trained
 from formwright.race.contenders import RaceProblem
+from formwright.race.samples import samples
 
 
 def load(folder, race_id):
@@ -247,8 +250,8 @@ def gone(pid):
 
 
 def test_stopped_killed_and_resumed_to_the_same_bits(tmp_path):
-    options = {**OPTIONS, "runs": str(tmp_path / "runs"), "budget": "800steps", "workers": 1, "threads": 1}
-    options |= {"name": "broken", "checkpoint_every": 0.2, "contenders": ["attention"], "data_spec": words(tmp_path)}
+    options = {**OPTIONS, "runs": str(tmp_path / "runs"), "budget": "600steps", "workers": 1, "threads": 1}
+    options |= {"name": "broken", "checkpoint_every": 0.5, "contenders": ["attention"], "data_spec": words(tmp_path)}
 
     process, pids = run_until(options, 20)
     process.send_signal(signal.SIGINT)
@@ -273,3 +276,38 @@ def test_stopped_killed_and_resumed_to_the_same_bits(tmp_path):
     assert curves[0] == curves[1]
     weights = [load_file(tmp_path / "runs" / r / "attention/seed0/model.safetensors") for r in ("broken", "whole")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "keys"),
+    [
+        ("digits", "image", {"png", "truth", "predicted", "confidence"}),
+        ("macro", "forecast", {"history", "truth", "forecast", "names"}),
+        ("diabetes", "table", {"truth", "predicted", "name"}),
+        ("copying", None, set()),
+    ],
+)
+def test_samples_of_other_kinds_of_data(spec, kind, keys):
+    source = data.open(spec)
+    model = build("pooling + mlp", source, dim=16)
+    made = samples(model, source)
+    assert {k for k, _ in made} == ({kind} if kind else set())
+    for _, content in made:
+        assert content.keys() == keys
+        json.dumps(content)
+    if kind == "forecast":
+        content, batch = made[0][1], next(source.evaluation("test", 1, 3))
+        expected = source.unscale(batch.targets[0])[:, : len(content["names"])]
+        assert content["truth"] == pytest.approx(expected, nan_ok=True)
+    if kind == "image":
+        assert all(content["truth"] != content["predicted"] for _, content in made)
+
+
+def test_widths_of_equal_measured_time(tmp_path):
+    options = {"budget": "2steps", "match": "time", "size": "100k", "workers": 1}
+    events = []
+    loaded = load(tmp_path, small_race(tmp_path, ["attention", "pooling"], events=events, **options))
+    attention, pooling = loaded.contenders
+    assert [t.status for c in (attention, pooling) for t in c.trials] == ["done", "done"]
+    assert pooling.dim >= attention.dim  # pooling is the faster at equal parameters
+    assert [e["phase"] for e in events if e["event"] == "phase"] == ["size", "main"]
