@@ -168,7 +168,7 @@ def _read(path, x, answers, names, parts, scale, notes, seed) -> Source:
         source = plain("tokens", x.astype(np.int64), {"vocab": vocab, "length": x.shape[1]})
         if not labels:
             source.head, source.facts = "lm", {"vocab": vocab, "length": x.shape[1]}
-            source.unit = "share of tokens predicted rightly"
+            source.unit = ""
         return source
     if x.ndim == 2:
         notes.append(f"x is read as {x.shape[1]} columns of numbers.")

@@ -244,7 +244,7 @@ def of_pixels(
     source = of_arrays(name, kind, "patches", torch.zeros(0, height, width, channels), targets, parts, facts, notes,
                        names, fingerprint, scale=scale, prepare=prepare)  # fmt: skip
     source.take, source.tokens_per_item = take, height * width
-    source.unit = "share of pictures classified rightly"
+    source.unit = ""
     return source
 
 

@@ -198,7 +198,7 @@ def open_series(
         shape=(input_length, len(names)),
         metric="mse",
         lower_is_better=True,
-        unit="mean squared error of z-scored values",
+        unit="z-scored",
         counts={split: number for split, (_, number) in starts.items()},
         take=take,
         tokens_per_item=input_length,

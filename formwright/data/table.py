@@ -249,7 +249,7 @@ def of_arrays(
         shape=shape,
         metric="accuracy" if classes else "mse",
         lower_is_better=not classes,
-        unit="share of rows classified rightly" if classes else "mean squared error of the z-scored target",
+        unit="" if classes else "z-scored",
         counts={split: len(index) for split, index in parts.items()},
         take=take,
         tokens_per_item=shape[0],

@@ -18,9 +18,9 @@ TOLERANCE = 0.03
 METRICS = {
     "bits_per_byte": "bits per byte",
     "accuracy": "accuracy",
-    "mse": "mean squared error",
-    "mae": "mean absolute error",
-    "rmse": "root mean squared error",
+    "mse": "MSE",
+    "mae": "MAE",
+    "rmse": "RMSE",
     "loss": "loss",
 }
 COSTS = {

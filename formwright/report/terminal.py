@@ -102,7 +102,7 @@ def print_list(races: list[Race], console: Console | None = None) -> None:
         return
     out = RichTable(box=None, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
     for title in ("race", "began", "status", "contenders", "best"):
-        out.add_column(title, overflow="fold", no_wrap=title == "began")
+        out.add_column(title, overflow="fold", no_wrap=title != "best")
     for race in races:
         table = tabulate(race)
         best = (
@@ -112,5 +112,5 @@ def print_list(races: list[Race], console: Console | None = None) -> None:
         )
         colour = {"done": "green", "running": "yellow"}.get(race.status, "red")
         status = f"[{colour}]{escape(race.status)}[/]"
-        out.add_row(escape(race.id), words.when(race), status, str(len(race.contenders)), best)
+        out.add_row(escape(race.id), race.created[:16].replace("T", " "), status, str(len(race.contenders)), best)
     console.print(out, highlight=False)

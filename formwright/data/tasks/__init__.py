@@ -35,7 +35,7 @@ class Task:
     head: str = "lm"
     metric: str = "accuracy"
     lower_is_better: bool = False
-    unit: str = "share of answers that are right"
+    unit: str = ""
     examples: int = 100_000
     tests: int = 3_000
     chance: float | None = None
