@@ -1,0 +1,121 @@
+"""Lightning attention of TransNormerLLM: linear attention with learned rotations and one fixed decay a head.
+
+    q, k = swish(W_q x), swish(W_k x),   v = W_v x,   u = W_u x
+    r(q_t) = [q_t cos(theta t), q_t sin(theta t)]          LRPE: theta is learned, one a key channel, so that
+                                                           r(q_t) . r(k_s) = sum_c q_tc k_sc cos(theta_c (t - s))
+    S_t = lambda_h S_{t-1} + r(k_t) v_t^T,   o_t = S_t^T r(q_t)
+    y_t = W_o (u_t * srmsnorm(o_t))                        SRMSNorm: all heads by one root mean square, without scale
+
+theta begins at 10000^(-2 c/(H K)), c counting the channels of all heads. The paper has lambda_h = exp(-slope 8h/H), h
+from 0, the slope falling with depth as 1 - layer/layers (slopes="linear"); its published code has lambda_h =
+exp(-slope 2^(-8(h+1)/H)), the slopes of ALiBi (slopes="geometric"), which keep some of the past in every head. A mixer
+does not know its layer, so slope is an option. The paper turns queries and keys in its first layer alone (lrpe).
+Scaling TransNormer to 175 Billion Parameters (TransNormerLLM), arXiv 2307.14995, 2023.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count, split_heads
+from formwright.mixers.linear_attention import packed_lengths
+from formwright.ops import recurrence
+from formwright.ops.recurrence import linear_recurrence
+from formwright.parts import register
+
+SLOPES = ("geometric", "linear")
+
+
+@register
+class LightningAttention(TokenMixer):
+    """Lightning attention: (B, N, D) -> (B, N, D), causal. Raises ValueError for heads or slopes that don't fit."""
+
+    card = Card(
+        name="lightning",
+        summary="linear attention with learned rotations of queries and keys, a fixed decay a head, gated simple norm",
+        source="Scaling TransNormer to 175 Billion Parameters, arXiv 2307.14995, 2023",
+        patterns=("causal",),
+        symmetries=("shift",),
+    )
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        causal: bool = False,
+        heads: int | None = None,
+        head_dim: int | None = None,
+        slopes: str = "geometric",
+        slope: float = 1.0,
+        lrpe: bool = True,
+        eps: float = 1e-6,
+    ):
+        """slope multiplies the decay rates of all heads; lrpe=False leaves queries and keys unturned."""
+        super().__init__(dim, causal=causal)
+        self.heads, self.head_dim = split_heads("lightning", dim, heads, head_dim)
+        if slopes not in SLOPES:
+            raise ValueError(f"lightning: slopes is one of {', '.join(SLOPES)}, not {slopes!r}")
+        if slope < 0:
+            raise ValueError(f"lightning: slope is {slope}, but a decay below 0 would grow; make it at least 0")
+        self.slopes, self.slope, self.eps = slopes, slope, eps
+        self.inner = self.heads * self.head_dim
+        self.query = nn.Linear(dim, self.inner, bias=False)
+        self.key = nn.Linear(dim, self.inner, bias=False)
+        self.value = nn.Linear(dim, self.inner, bias=False)
+        self.gate = nn.Linear(dim, self.inner, bias=False)
+        self.out = nn.Linear(self.inner, dim, bias=False)
+        theta = 10000 ** (-2 / self.inner * torch.arange(self.inner)).view(self.heads, self.head_dim)
+        self.theta = nn.Parameter(theta) if lrpe else None
+        self.features = self.head_dim * (2 if lrpe else 1)
+
+    def log_decay(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """log lambda_h, (H,)."""
+        h = torch.arange(self.heads, dtype=dtype, device=device)
+        return -self.slope * (8 * h / self.heads if self.slopes == "linear" else 2 ** (-8 * (h + 1) / self.heads))
+
+    def _mix(self, x: Tensor, start: int, state: Tensor | None, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.query, self.key, self.value))
+        q, k = F.silu(q), F.silu(k)
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if self.theta is not None:
+            # Only differences of places count, so packed sequences need not begin at 0.
+            places = torch.arange(start, start + x.shape[1], dtype=wide, device=x.device)
+            angles = places[:, None, None] * self.theta.to(wide)
+            cos, sin = angles.cos().to(q.dtype), angles.sin().to(q.dtype)
+            q, k = (torch.cat([t * cos, t * sin], -1) for t in (q, k))
+        o, state = linear_recurrence(
+            q,
+            k,
+            v,
+            log_decay=self.log_decay(wide, x.device).expand(q.shape[:3]),
+            state=state,
+            offsets=offsets,
+            backend=self.backend,
+        )
+        return self.out(self.gate(x) * F.rms_norm(o.flatten(2), (self.inner,), eps=self.eps)), state
+
+    def forward(
+        self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
+    ) -> Tensor:
+        if context is not None:
+            self.refuse("context", "it mixes the tokens of one sequence")
+        return self._mix(x, 0, None, layout.offsets)[0]
+
+    def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> tuple[Tensor, int]:
+        """(S (B, H, 2K, V), tokens seen)."""
+        like = self.query.weight if like is None else like
+        return like.new_zeros(batch, self.heads, self.features, self.head_dim), 0
+
+    def extend(self, x: Tensor, state: tuple[Tensor, int]) -> tuple[Tensor, tuple[Tensor, int]]:
+        s, count = state
+        y, s = self._mix(x, count, s, None)
+        return y, (s, count + x.shape[1])
+
+    def cost(self, layout: Layout, batch: int = 1) -> Cost:
+        shape = batch, layout.tokens, self.heads, self.features, self.head_dim
+        products = recurrence.macs(*shape, log_decay="scalar", lengths=packed_lengths(layout))
+        linear = 5 * batch * layout.tokens * self.dim * self.inner
+        state = batch * self.inner * self.features * element_size(self)
+        return Cost(parameter_count(self), linear + products, state)
