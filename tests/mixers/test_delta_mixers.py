@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from formwright.contract import Layout, Unsupported
 from formwright.mixers.deltanet import DeltaNet
 from formwright.mixers.kda import KimiDeltaAttention
+from formwright.mixers.lightning import LightningAttention
+from formwright.mixers.mlstm import MLSTM, stabiliser
 
 N, D = 70, 24
-MIXERS = [DeltaNet, KimiDeltaAttention]
+MIXERS = [DeltaNet, KimiDeltaAttention, LightningAttention, MLSTM]
 
 
 @pytest.fixture
@@ -108,6 +110,85 @@ def test_a_learned_first_state_is_every_sequences(cls, x):
     assert m.initial.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("options", [{}, {"slopes": "linear", "slope": 0.5}, {"lrpe": False}])
+def test_lightning_is_the_quadratic_form(x, options):
+    m = built(LightningAttention, heads=3, **options)
+    q, k, v = (heads(t, 3).transpose(1, 2) for t in (F.silu(m.query(x)), F.silu(m.key(x)), m.value(x)))
+    apart = torch.arange(N).double()[:, None] - torch.arange(N)
+    theta = torch.zeros(3, m.head_dim).double() if m.theta is None else m.theta
+    turned = torch.cos(theta[:, None, None] * apart[..., None])
+    scores = torch.einsum("bhtc,bhsc,htsc->bhts", q, k, turned)
+    rates = [8 * h / 3 * 0.5 for h in range(3)] if "slope" in options else [2 ** (-8 * (h + 1) / 3) for h in range(3)]
+    decay = torch.exp(-torch.tensor(rates, dtype=torch.float64)[:, None, None] * apart.clamp(min=0)).tril()
+    o = ((scores * decay) @ v).transpose(1, 2).flatten(2)
+    check(m, x, m.out(m.gate(x) * rms(o, 1e-6)))
+
+
+def test_lightning_begins_as_its_code():
+    m = LightningAttention(512, causal=True)
+    assert m.theta[0, 0] == 1 and abs(m.theta[-1, -1].item() - 10000 ** (-2 * 511 / 512)) < 1e-9
+    assert torch.allclose(m.log_decay(torch.float64, None), -(2.0 ** -torch.arange(1, 9, dtype=torch.float64)))
+
+
+def mlstm_inputs(m, x):
+    """q, k, v (B,N,H,K), the gates' i, f (B,N,H), and c, z of an mLSTM."""
+    inside, z = (x @ m.up.weight.T).split(m.inner, -1)
+    c = F.silu(conv(inside, m.conv_weight, m.conv_bias))
+    wq, wk = (torch.block_diag(*w) for w in m.query_key.split(m.block, -1))
+    q, k, v = c @ wq, c @ wk, inside @ torch.block_diag(*m.value)
+    i, f = (torch.cat([q, k, v], -1) @ m.gates.weight.T + m.gates.bias).chunk(2, -1)
+    return *(heads(t, m.heads) for t in (q, k, v)), i, f, c, z
+
+
+def mlstm_output(m, h, c, z):
+    h = (h - h.mean(-1, keepdim=True)) / torch.sqrt(h.var(-1, unbiased=False, keepdim=True) + 1e-5)
+    return ((h.flatten(2) * m.norm_weight + m.skip * c) * F.silu(z)) @ m.down.weight.T
+
+
+def test_mlstm_step_by_step_without_a_stabiliser(x):
+    m = built(MLSTM, heads=3, eps=0.0)
+    q, k, v, i, f, c, z = mlstm_inputs(m, x)
+    memory, n, outs = 0, 0, []
+    for t in range(N):
+        forget, write = torch.sigmoid(f[:, t])[..., None], torch.exp(i[:, t])[..., None]
+        memory = forget[..., None] * memory + (write * k[:, t])[..., None] * v[:, t, :, None]
+        n = forget * n + write * k[:, t]
+        query = q[:, t] / math.sqrt(m.head_dim)
+        bound = (n * query).sum(-1).abs().clamp(min=1)
+        outs.append(torch.einsum("bhkv,bhk->bhv", memory, query) / bound[..., None])
+    check(m, x, mlstm_output(m, torch.stack(outs, 1), c, z))
+
+
+def test_mlstm_input_gates_beyond_any_exponential(x):
+    m = built(MLSTM, heads=3)
+    with torch.no_grad():
+        m.gates.weight *= 3000
+    q, k, v, i, f, c, z = mlstm_inputs(m, x)
+    assert i.max() > 800
+    d = F.logsigmoid(f).cumsum(1)
+    d = (d[:, :, None] - d[:, None] + i[:, None]).masked_fill(~torch.ones(N, N).bool().tril()[..., None], -math.inf)
+    most = d.amax(2, keepdim=True).clamp(min=0)
+    scores = torch.einsum("bthk,bshk->btsh", q, k) / math.sqrt(m.head_dim) * torch.exp(d - most)
+    bound = torch.maximum(scores.sum(2).abs(), torch.exp(-most[:, :, 0])) + m.eps
+    h = torch.einsum("btsh,bshv->bthv", scores, v) / bound[..., None]
+    torch.testing.assert_close(m(x, Layout((N,))), mlstm_output(m, h, c, z), rtol=1e-7, atol=1e-7)
+    assert m.float()(x.float(), Layout((N,))).isfinite().all()
+
+
+def test_the_stabiliser_is_its_recurrence(x):
+    a, b, m = -x[..., :4].abs(), x[..., 4:8], x[:, 0, 8:12]
+    found = stabiliser(a, b, m)
+    for t in range(N):
+        m = torch.maximum(a[:, t] + m, b[:, t])
+        torch.testing.assert_close(found[:, t], m)
+
+
+def test_mlstm_begins_as_the_paper():
+    m = MLSTM(64, causal=True)
+    assert (m.heads, m.head_dim, m.inner) == (4, 32, 128)
+    assert torch.equal(m.gates.bias[4:], torch.linspace(3, 6, 4)) and not m.gates.weight.any()
+
+
 def test_initial_decays_are_the_papers():
     torch.manual_seed(0)
     m = KimiDeltaAttention(512, causal=True)
@@ -137,6 +218,10 @@ def test_mistakes_are_told():
         (DeltaNet, {"short": 0}, "short"),
         (DeltaNet, {"expansion": 0}, "expansion"),
         (KimiDeltaAttention, {"gate_rank": 0}, "gate_rank"),
+        (LightningAttention, {"slopes": "alibi"}, "geometric"),
+        (LightningAttention, {"slope": -1.0}, "slope"),
+        (MLSTM, {"block": 5}, "block"),
+        (MLSTM, {"short": 0}, "short"),
     ):
         with pytest.raises(ValueError, match=word):
             cls(64, causal=True, **options)
