@@ -271,8 +271,9 @@ def generate(
 
     model, source, who = trained(run, contender=contender, runs=runs)
     print(f"formwright: {who}", file=sys.stderr)
-    shown = 0
+    source.encode(prompt)  # says at once where the model writes no text
     print(prompt, end="", flush=True)
+    shown = 0
 
     def go_on(text: str) -> None:
         nonlocal shown
@@ -341,6 +342,9 @@ def _explain(error: Exception) -> int:
         return 130
     if hasattr(error, "show") and hasattr(error, "exit_code"):
         error.show()
+        return 2
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        _say(f"{error.filename}: {error.strerror.lower()}")
         return 2
     message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if isinstance(error, (ValueError, LookupError, OSError, ImportError)) and message:
