@@ -14,9 +14,10 @@ from formwright.mixers.deltanet import DeltaNet
 from formwright.mixers.kda import KimiDeltaAttention
 from formwright.mixers.lightning import LightningAttention
 from formwright.mixers.mlstm import MLSTM, stabiliser
+from formwright.mixers.rwkv7 import RWKV7
 
 N, D = 70, 24
-MIXERS = [DeltaNet, KimiDeltaAttention, LightningAttention, MLSTM]
+MIXERS = [DeltaNet, KimiDeltaAttention, LightningAttention, MLSTM, RWKV7]
 
 
 @pytest.fixture
@@ -189,6 +190,43 @@ def test_mlstm_begins_as_the_paper():
     assert torch.equal(m.gates.bias[4:], torch.linspace(3, 6, 4)) and not m.gates.weight.any()
 
 
+def test_rwkv7_step_by_step(x):
+    m = built(RWKV7, heads=3, decay_rank=5, rate_rank=6, gate_rank=7)
+    before = torch.cat([torch.zeros(2, 1, D).double(), x[:, :-1]], 1)
+    xr, xw, xk, xv, xa, xg = (x + (before - x) * mu for mu in m.shift)
+    (w1, w2), (a1, a2), (g1, g2) = ([f[0].weight.T, f[2].weight.T] for f in (m.decay, m.rate, m.gate))
+    r, k, v = xr @ m.receptance.weight.T, xk @ m.key.weight.T, xv @ m.value.weight.T
+    w = torch.exp(-torch.exp(-F.softplus(-(m.decay[2].bias + torch.tanh(xw @ w1) @ w2)) - 0.5))
+    a = torch.sigmoid(m.rate[2].bias + xa @ a1 @ a2)
+    g = torch.sigmoid(xg @ g1) @ g2
+    kappa = heads(k * m.removal, 3)
+    kappa = kappa / kappa.norm(dim=-1, keepdim=True)
+    k = heads(k * (1 + (a - 1) * m.replacement), 3)
+    r, v, w, a = (heads(t, 3) for t in (r, v, w, a))
+    s, outs = torch.zeros(2, 3, m.head_dim, m.head_dim).double(), []
+    for t in range(N):
+        # As the paper writes it: rows are values, the transition multiplies from the right.
+        removed = kappa[:, t, :, :, None] * (a * kappa)[:, t, :, None]
+        s = s @ (torch.diag_embed(w[:, t]) - removed) + v[:, t, :, :, None] * k[:, t, :, None]
+        outs.append((s @ r[:, t, :, :, None]).squeeze(-1))
+    o = torch.stack(outs, 1)
+    o = (o - o.mean(-1, keepdim=True)) / torch.sqrt(o.var(-1, unbiased=False, keepdim=True) + 64e-5)
+    o = o.flatten(2) * m.norm_weight + m.norm_bias
+    o = o + ((r * k * m.bonus).sum(-1, keepdim=True) * v).flatten(2)
+    check(m, x, (o * g) @ m.out.weight.T)
+
+
+def test_rwkv7_begins_as_its_code_does():
+    torch.manual_seed(0)
+    m = RWKV7(256, causal=True)
+    assert (m.heads, m.head_dim) == (4, 64)
+    assert m.ranks == 32 + 32 + 64
+    y = m.decay(torch.randn(3, 256))
+    assert torch.equal(y[0], y[1]), "at first the decay is the same for every token"
+    assert abs(y[0, 0].item() + 8) < 1e-5 and abs(y[0, -1].item() - 3) < 1e-5
+    assert torch.allclose(m.shift[1], 1 - (torch.arange(256) / 256) ** 0.9)
+
+
 def test_initial_decays_are_the_papers():
     torch.manual_seed(0)
     m = KimiDeltaAttention(512, causal=True)
@@ -222,6 +260,7 @@ def test_mistakes_are_told():
         (LightningAttention, {"slope": -1.0}, "slope"),
         (MLSTM, {"block": 5}, "block"),
         (MLSTM, {"short": 0}, "short"),
+        (RWKV7, {"rate_rank": 0}, "rate_rank"),
     ):
         with pytest.raises(ValueError, match=word):
             cls(64, causal=True, **options)
