@@ -3,15 +3,20 @@ promise (extend, cost, isolation, gradients ...) is held by the laws."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from formwright.contract import Layout, Unsupported
 from formwright.mixers.hgrn2 import HGRN2
+from formwright.mixers.lmu import LMU
+from formwright.mixers.lru import LRU
 from formwright.mixers.mamba import Mamba
 from formwright.mixers.min_gru import MinGRU
 from formwright.mixers.rg_lru import RGLRU
+from formwright.mixers.s4d import S4D
 
 N, D = 70, 24
 
@@ -106,6 +111,96 @@ def test_min_gru_step_by_step(x, options):
     check(m, x, m.out(torch.stack(outs, 1)))
 
 
+@pytest.mark.parametrize("options", [{}, {"state_dim": 7, "radii": (0.0, 0.5), "phase": 0.3}])
+def test_lru_step_by_step(x, options):
+    m = built(LRU, **options)
+    decay = torch.exp(torch.complex(-m.nu.exp(), m.theta.exp()))
+    write = torch.complex(*m.inputs.weight.chunk(2)) * m.gamma.exp()[:, None]
+    real, negative = m.outputs.weight.chunk(2, -1)
+    read = torch.complex(real, -negative)
+    h, outs = torch.zeros(2, m.state_dim, dtype=torch.complex128), []
+    for t in range(N):
+        h = decay * h + x[:, t].to(h.dtype) @ write.mT
+        outs.append((h @ read.mT).real + m.skip * x[:, t])
+    a, b = m.out(F.gelu(torch.stack(outs, 1))).chunk(2, -1)
+    check(m, x, a * torch.sigmoid(b))
+
+
+def test_lru_begins_on_its_ring():
+    torch.manual_seed(0)
+    m = LRU(2048, causal=True, radii=(0.5, 0.9), phase=1.0)
+    size = torch.exp(-m.nu.exp())
+    assert 0.4999 < size.min() < 0.51 and 0.89 < size.max() < 0.9001
+    # Uniform in area: the median of the squared radius is the middle of the ring.
+    assert abs(size.square().median() - (0.25 + 0.81) / 2) < 0.02
+    assert m.theta.exp().max() <= 1.0
+    torch.testing.assert_close(m.gamma.exp(), torch.sqrt(1 - size**2))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("spectrum", ["lin", "inv"])
+def test_s4d_is_its_recurrence(x, causal, spectrum):
+    m = built(S4D, causal=causal, spectrum=spectrum, state_dim=10)
+    a = torch.complex(-m.log_rate.exp(), m.angle)
+    decay = torch.exp(m.log_step.exp()[:, None] * a)
+    c = torch.view_as_complex(m.read)
+
+    def recur(tokens, weights):
+        h, outs = torch.zeros(2, D, 5, dtype=torch.complex128), []
+        for t in range(tokens.shape[1]):
+            h = decay * h + (decay - 1) / a * tokens[:, t, :, None]
+            outs.append(2 * (weights * h).sum(-1).real)
+        return torch.stack(outs, 1)
+
+    y = recur(x, c[0]) + m.skip * x
+    if not causal:
+        y[:, :-1] += recur(x.flip(1), c[1]).flip(1)[:, 1:]
+    p, q = m.out(F.gelu(y)).chunk(2, -1)
+    check(m, x, p * torch.sigmoid(q))
+
+
+def test_s4d_begins_as_the_paper():
+    lin, inv = S4D(4, state_dim=6), S4D(4, state_dim=6, spectrum="inv")
+    torch.testing.assert_close(lin.angle[0], torch.tensor([0, math.pi, 2 * math.pi]))
+    torch.testing.assert_close(inv.angle[0], torch.tensor([6 / math.pi * (6 / k - 1) for k in (1, 3, 5)]))
+    torch.testing.assert_close(lin.log_rate.exp(), torch.full((4, 3), 0.5))
+    step = S4D(512).log_step.exp()
+    assert step.min() >= 0.00099 and step.max() <= 0.1001
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 20, "order": 6, "memory_dim": 3}])
+def test_lmu_step_by_step(x, options):
+    m = built(LMU, **options)
+    q = m.order
+    # Zero-order hold by one exponential of the joined system [[A, B], [0, 0]].
+    joined = torch.zeros(q + 1, q + 1, dtype=torch.float64)
+    for i in range(q):
+        for j in range(q):
+            joined[i, j] = (2 * i + 1) * (-1 if i < j else (-1) ** (i - j + 1))
+        joined[i, q] = (2 * i + 1) * (-1) ** i
+    step, write = torch.linalg.matrix_exp(joined / m.window)[:q].split([q, 1], -1)
+    u = F.relu(m.signal(x))
+    memory, outs = torch.zeros(2, q, m.signals, dtype=torch.float64), []
+    for t in range(N):
+        memory = step @ memory + write * u[:, t, None]
+        outs.append(F.relu(m.memory(memory.flatten(1)) + m.input(x[:, t])))
+    check(m, x, torch.stack(outs, 1))
+
+
+def test_lmu_remembers_a_window():
+    m = LMU(8, causal=True, window=100, order=16, memory_dim=1)
+    t = torch.arange(400, dtype=torch.float64)
+    u = torch.sin(t / 25)
+    memory, last = m._remember(u[None, :, None], None)
+    # The coefficients belong to Legendre polynomials shifted to [0, 1]: 0 is now, 1 is `window` tokens ago.
+    ago = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    basis = [torch.special.legendre_polynomial_p(2 * ago - 1, i) for i in range(16)]
+    torch.testing.assert_close(
+        torch.stack(basis, -1) @ last[0, :, 0], torch.sin((399.5 - 100 * ago) / 25), rtol=0, atol=2e-2
+    )
+    assert memory.shape == (1, 400, 16, 1)
+
+
 @pytest.mark.parametrize("cls", [Mamba, HGRN2, RGLRU, MinGRU])
 def test_a_learned_first_state_begins_every_sequence(cls, x):
     m = built(cls, initial_state=True)
@@ -134,7 +229,7 @@ def test_initial_decays_are_the_papers():
     assert decay.min() > 0.8999 and decay.max() < 0.9991
 
 
-@pytest.mark.parametrize("cls", [Mamba, HGRN2, RGLRU, MinGRU])
+@pytest.mark.parametrize("cls", [Mamba, HGRN2, RGLRU, MinGRU, LRU, LMU])
 def test_only_the_causal_pattern_is_claimed(cls, x):
     with pytest.raises(Unsupported, match="causal"):
         cls(D)
@@ -149,6 +244,10 @@ def test_mistakes_are_told():
         (HGRN2, {"lower_bound": 1.0}, "lower_bound"),
         (RGLRU, {"expansion": 0}, "expansion"),
         (MinGRU, {"expansion": 0}, "expansion"),
+        (LRU, {"radii": (0.9, 1.0)}, "radii"),
+        (S4D, {"state_dim": 5}, "even"),
+        (S4D, {"spectrum": "real"}, "spectrum"),
+        (LMU, {"window": 0}, "window"),
     ):
         with pytest.raises(ValueError, match=word):
             cls(64, causal=True, **options)
