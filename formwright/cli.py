@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 
 STORE = "races.sqlite"
+RUNS = Path("runs")
 
 Data = Annotated[
     str | None,
@@ -70,7 +71,7 @@ def race(
     engine: Annotated[str, typer.Option(help="local: worker processes here; ray: a Ray cluster.")] = "local",
     address: Annotated[str | None, typer.Option(help="The Ray cluster's address.")] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes; as many as cores without it.")] = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = RUNS,
     name: Annotated[str | None, typer.Option(help="The race's name; made from date and data without it.")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with a race that was stopped: its name, or latest.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the report in a browser where there is one.")] = False,
@@ -98,26 +99,33 @@ def race(
     options = _given(
         forecast=forecast, target=target, vocab=vocab, length=length, input_length=input_length, image_size=image_size
     )
-    with watch(console) as listen:
-        race_id = racing.race(
-            contenders or [],
-            data,
-            budget=budget,
-            size=size,
-            match=match,
-            seeds=seeds,
-            lr=lr,
-            depth=depth,
-            data_options=options,
-            engine=engine,
-            address=address,
-            workers=workers,
-            runs=runs,
-            name=name,
-            resume=resume,
-            command=["formwright", *sys.argv[1:]],
-            on_event=listen,
-        )
+    begun: list[str] = []
+    try:
+        with watch(console, begun) as listen:
+            race_id = racing.race(
+                contenders or [],
+                data,
+                budget=budget,
+                size=size,
+                match=match,
+                seeds=seeds,
+                lr=lr,
+                depth=depth,
+                data_options=options,
+                engine=engine,
+                address=address,
+                workers=workers,
+                runs=runs,
+                name=name,
+                resume=resume,
+                command=["formwright", *sys.argv[1:]],
+                on_event=listen,
+            )
+    except KeyboardInterrupt:
+        if not begun:
+            raise
+        _say(f"stopped; go on with: formwright race --resume {begun[0]}" + ("" if runs == RUNS else f" --runs {runs}"))
+        raise typer.Exit(130) from None
     from formwright.report import page, terminal
 
     result = _load(race_id, runs)
@@ -141,7 +149,7 @@ def report(
     html: Annotated[Path | None, typer.Option(help="Write the self-contained page here.")] = None,
     png: Annotated[Path | None, typer.Option(help="Write the picture here.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table here.")] = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = RUNS,
 ) -> None:
     """Show a race's results here, or write them as a page, a picture or a table."""
     result = _load(run, runs)
@@ -264,7 +272,7 @@ def generate(
     top_k: Annotated[int | None, typer.Option(help="Draw from this many likeliest tokens alone.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     contender: Contender = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = RUNS,
 ) -> None:
     """Generate text with a model that a race trained."""
     from formwright.race import generate, trained
@@ -292,7 +300,7 @@ def predict(
     file: Annotated[Path, typer.Argument(help="New data of the kind that the model was trained on.")],
     out: Annotated[Path | None, typer.Option(help="Write the predictions to this CSV; printed without it.")] = None,
     contender: Contender = None,
-    runs: Runs = Path("runs"),
+    runs: Runs = RUNS,
 ) -> None:
     """Predict on new data with a model that a race trained: forecasts, labels, values, or bits of a text."""
     from formwright.race import predict, trained

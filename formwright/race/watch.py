@@ -17,8 +17,9 @@ PHASES = {
 
 
 @contextlib.contextmanager
-def watch(console: Any) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A listener for `race`'s events that draws on a Rich console while the context lasts."""
+def watch(console: Any, begun: list[str] | None = None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A listener for `race`'s events that draws on a Rich console while the context lasts, and puts the race's id into
+    `begun` once it has one."""
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -46,6 +47,8 @@ def watch(console: Any) -> Iterator[Callable[[dict[str, Any]], None]]:
         kind = event["event"]
         if kind == "race":
             say(f"race {event['race']}", "bold")
+            if begun is not None:
+                begun.append(event["race"])
         elif kind == "contender":
             if event.get("error"):
                 say(f"{event['contender']} is out: {event['error']}", "red")
