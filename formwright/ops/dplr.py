@@ -20,6 +20,7 @@ that every factor is <= 1 and no decay is too strong. Backward is autograd's, wi
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,8 @@ from torch import Tensor
 from formwright.ops.recurrence_chunked import compute_dtype, padded_size
 
 CHUNK = 32
+# Elements of one operand that are computed together: on a CPU, what they make should stay in cache.
+CACHED_ELEMENTS = 512 * 256
 FORMS = ("auto", "recurrent", "chunked")
 BACKENDS = ("auto", "reference", "torch")
 
@@ -73,12 +76,12 @@ def dplr_recurrence(
         if offsets is None:
             o, s = _run(inputs, s, form, backend)
         else:
-            pieces = [
-                _run([t[:, i:j] for t in inputs], s[n : n + 1], form, backend) if j > i else (None, s[n : n + 1])
-                for n, (i, j) in enumerate(bounds)
+            pieces = zip(*(t.split([j - i for i, j in bounds], 1) for t in inputs), strict=True)
+            runs = [
+                _run(piece, first, form, backend) if piece[0].shape[1] else (piece[2], first)
+                for piece, first in zip(pieces, s.split(1), strict=True)
             ]
-            o = torch.cat([piece for piece, _ in pieces if piece is not None], 1)
-            s = torch.cat([last for _, last in pieces])
+            o, s = torch.cat([o for o, _ in runs], 1), torch.cat([s for _, s in runs])
     return o.to(v.dtype), s.to(state.dtype)
 
 
@@ -119,9 +122,19 @@ def flops(batch: int, tokens: int, heads: int, key: int, value: int) -> int:
     return 0 if tokens == 1 else batch * heads * tokens * min(CHUNK, padded_size(tokens)) * (key + value)
 
 
-def _run(inputs: list[Tensor], s: Tensor, form: str, backend: str) -> tuple[Tensor, Tensor]:
-    recurrent = backend == "reference" or form == "recurrent" or (form == "auto" and inputs[0].shape[1] == 1)
-    return (_steps if recurrent else _chunks)(*inputs, s)
+def _run(inputs: Sequence[Tensor], s: Tensor, form: str, backend: str) -> tuple[Tensor, Tensor]:
+    batch, tokens, heads, width = inputs[0].shape
+    if backend == "reference" or form == "recurrent" or (form == "auto" and tokens == 1):
+        return _steps(*inputs, s)
+    together = tokens
+    if inputs[0].device.type == "cpu":
+        together = CHUNK * max(1, CACHED_ELEMENTS // (batch * heads * width * CHUNK))
+    outs = []
+    # Backward of split and unbind joins pieces; that of indices would fill all N tokens with zeros for each.
+    for piece in zip(*(t.split(together, 1) for t in inputs), strict=True):
+        o, s = _chunks(*piece, s, min(CHUNK, padded_size(tokens)))
+        outs.append(o)
+    return torch.cat(outs, 1), s
 
 
 def _steps(q, k, v, a, b, log_decay, s):
@@ -133,9 +146,8 @@ def _steps(q, k, v, a, b, log_decay, s):
     return torch.stack(outs, 1), s
 
 
-def _chunks(q, k, v, a, b, log_decay, s):
+def _chunks(q, k, v, a, b, log_decay, s, size):
     tokens = q.shape[1]
-    size = min(CHUNK, padded_size(tokens))
     missing = -tokens % size
     # (B,H,chunks,C,...); a token of zeros neither reads, writes nor forgets.
     q, k, v, a, b, log_decay = (
@@ -150,21 +162,20 @@ def _chunks(q, k, v, a, b, log_decay, s):
     since = torch.stack((g - log_decay, g), -3)
     writes = torch.stack((b, k), -3)
     own = torch.stack((torch.zeros_like(q), q), -3)
-    scores = _scores(reads, since, writes, g, own)
-    ab, ak, qb, qk = scores[..., 0, :, 0, :], scores[..., 0, :, 1, :], scores[..., 1, :, 0, :], scores[..., 1, :, 1, :]
+    by_a, by_q = _scores(reads, since, writes, g, own).unbind(-4)
+    (ab, ak), (qb, qk) = by_a.unbind(-2), by_q.unbind(-2)
     ae, qe = (reads * since.to(q.dtype).exp()).unbind(-3)
     be, ke = (writes * (g[..., -1:, :] - g).to(q.dtype).exp().unsqueeze(-3)).unbind(-3)
     right = torch.cat([ae, ak @ v], -1)
     unit = torch.eye(size, dtype=q.dtype, device=q.device) - ab
-    w, p = torch.linalg.solve_triangular(unit, right, upper=False, unitriangular=True).split(
-        [q.shape[-1], v.shape[-1]], -1
-    )
-    total, wrote = g[..., -1, :].to(q.dtype).exp().unsqueeze(-1), ke.mT @ v
+    solved = torch.linalg.solve_triangular(unit, right, upper=False, unitriangular=True)
+    w, p = solved.split([q.shape[-1], v.shape[-1]], -1)
+    total = g[..., -1, :].to(q.dtype).exp().unsqueeze(-1)
     states, us = [], []
-    for c in range(q.shape[2]):
+    for w_c, p_c, b_c, total_c, wrote_c in zip(*(t.unbind(2) for t in (w, p, be.mT, total, ke.mT @ v)), strict=True):
         states.append(s)
-        us.append(p[:, :, c] + w[:, :, c] @ s)
-        s = total[:, :, c] * s + be[:, :, c].mT @ us[-1] + wrote[:, :, c]
+        us.append(p_c + w_c @ s)
+        s = total_c * s + b_c @ us[-1] + wrote_c
     u, before = torch.stack(us, 2), torch.stack(states, 2)
     o = qe @ before + qb @ u + qk @ v
     return o.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :tokens], s
@@ -182,12 +193,9 @@ def _scores(reads: Tensor, since: Tensor, writes: Tensor, g: Tensor, own: Tensor
     while block < size:
         # What stands before each later half: the sum at its start, and the sum at the earlier half's end, are one.
         middle = edge[..., block : size : 2 * block, :]
-        late = _halves(reads, block)[..., 1, :, :] * (
-            (_halves(since, block)[..., 1, :, :] - middle[..., None, :, None, :]).to(dtype).exp()
-        )
-        early = _halves(writes, block)[..., 0, :, :] * (
-            (middle[..., None, :, None, :] - _halves(g.unsqueeze(-3), block)[..., 0, :, :]).to(dtype).exp()
-        )
+        middle = middle[..., None, :, None, :]
+        late = _half(reads, block, 1) * (_half(since, block, 1) - middle).to(dtype).exp()
+        early = _half(writes, block, 0) * (middle - _half(g.unsqueeze(-3), block, 0)).to(dtype).exp()
         late, early = late.transpose(-4, -3), early.transpose(-4, -3)
         joined = late.flatten(-3, -2) @ early.flatten(-3, -2).mT
         joined = joined.unflatten(-2, late.shape[-3:-1]).unflatten(-1, early.shape[-3:-1])
@@ -198,9 +206,9 @@ def _scores(reads: Tensor, since: Tensor, writes: Tensor, g: Tensor, own: Tensor
     return result.squeeze(-5)
 
 
-def _halves(t: Tensor, block: int) -> Tensor:
-    """(...,R,C,K) -> (...,R,C/2b,2,b,K)."""
-    return t.unflatten(-2, (-1, 2, block))
+def _half(t: Tensor, block: int, which: int) -> Tensor:
+    """The earlier (0) or later (1) half of each block of 2b tokens: (...,R,C,K) -> (...,R,C/2b,b,K)."""
+    return t.unflatten(-2, (-1, 2, block)).unbind(-3)[which]
 
 
 def _check(q, k, v, a, b, log_decay, form, backend) -> None:

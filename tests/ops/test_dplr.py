@@ -52,6 +52,19 @@ def test_chunked_is_the_definition(n, strong):
         torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("n", [64, 129, 200])
+def test_chunks_computed_apart_are_chunks_computed_together(n, monkeypatch):
+    inputs = [t.requires_grad_() for t in [*made(n), first_state()]]
+    found = []
+    for elements in (10**9, 1):
+        monkeypatch.setattr(dplr, "CACHED_ELEMENTS", elements)
+        with FlopCounterMode(display=False) as counter:
+            o, last = dplr_recurrence(*inputs[:6], state=inputs[6])
+        assert counter.get_total_flops() == 2 * dplr.macs(B, n, H, K, V)
+        found.append([o, last, *torch.autograd.grad(o.sum() + last.square().sum(), inputs)])
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_the_gated_delta_rule_is_a_special_case():
     q, k, v, _, _, g = made(70)
     k = k / k.norm(dim=-1, keepdim=True)
