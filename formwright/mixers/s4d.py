@@ -136,6 +136,10 @@ class S4D(TokenMixer):
         wide = x.to(self._dtype(x))
         h = torch.view_as_complex(state.to(wide.dtype))
         rates, weights = self._discrete()
+        if x.shape[1] == 1:
+            h = h * rates.exp().to(h.dtype) + wide[:, 0, :, None]
+            y = 2 * (weights[0].to(h.dtype) * h).sum(-1).real[:, None]
+            return self._gated(x, y), torch.view_as_real(h).to(state.dtype)
         chunk, _ = self._pieces(x.shape[1])
         kernel = self.kernels(chunk, wide.dtype)[0]
         # Powers 0 ... chunk of exp(dt A).
