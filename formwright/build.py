@@ -8,10 +8,8 @@ that bears the name of a fact (vocab, length, classes, horizon ...).
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 import types
-import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +17,7 @@ import torch
 from torch import nn
 
 from formwright import lang, parts
+from formwright.binding import bound, check_names
 from formwright.contract import (
     ChannelMixer,
     Layout,
@@ -30,10 +29,6 @@ from formwright.contract import (
 from formwright.lang import Chain, Expr, Parallel, Part, Repeat, Sum, SyntaxProblem
 from formwright.model import Model
 
-FACTS = (
-    *("causal", "length", "rank", "vocab", "classes", "outputs", "channels", "image", "variates", "horizon"),
-    *("input_length", "numeric", "categories"),
-)
 WIDTH = 256
 BYTES = 256
 
@@ -118,7 +113,7 @@ class _Builder:
     def model(self, tree: Expr, data: Any, facts: dict[str, Any], dim: int | None, causal: bool | None) -> Model:
         for node in lang.walk(tree):
             if isinstance(node, Part):
-                self.known(node)
+                check_names(node, self.text)
         full = complete(tree, data, dim=dim)
         first, *body, last = full.items
         for node in body:
@@ -127,7 +122,7 @@ class _Builder:
                 self.fail(f"{node.name} is the {_kind(node)}, which stands {what}", node)
         if not body:
             raise SyntaxProblem("between the embedding and the head stands a stack, but here is none", self.text, None)
-        embed_options = self.bound(first, {**facts, "dim": WIDTH}, extra=("dim",))
+        embed_options = bound(first, {**facts, "dim": WIDTH}, self.text, extra=("dim",))
         width = embed_options.pop("dim")
         embed = self.construct(first, parts.get(first.name), (width,), embed_options)
         head_class = parts.get(last.name)
@@ -139,7 +134,7 @@ class _Builder:
             raise BuildProblem(self.problems)
         vocab = getattr(embed, "vocab", None)
         known = {**flow, **({"vocab": vocab} if vocab else {}), "tokens": getattr(embed, "tokens", None)}
-        head_options = self.bound(last, known, extra=("tokens",))
+        head_options = bound(last, known, self.text, extra=("tokens",))
         head = self.construct(last, head_class, (stack.dim_out,), head_options)
         if self.problems:
             raise BuildProblem(self.problems)
@@ -211,7 +206,7 @@ class _Builder:
             return ParallelStage(branches, dim)
         cls = parts.get(tree.name)
         if issubclass(cls, (TokenMixer, ChannelMixer, Norm)):
-            part = self.construct(tree, cls, (dim,), self.bound(tree, flow))
+            part = self.construct(tree, cls, (dim,), bound(tree, flow, self.text))
             return part and Plain(part, dim)
         if issubclass(cls, ResidualStyle):
             return self.styled(tree, cls, dim, flow)
@@ -237,7 +232,7 @@ class _Builder:
         return None if failed else Stack(stages, dim)
 
     def wiring(self, tree: Part, cls: type, dim: int, flow: dict[str, Any], style: Callable) -> Wiring | None:
-        given = self.bound(tree, flow, stacks=cls.stacks)
+        given = bound(tree, flow, self.text, stacks=cls.stacks)
         stacks = {}
         for name in cls.stacks:
             inside = given.pop(name, None)
@@ -252,80 +247,13 @@ class _Builder:
         return None if None in stacks.values() else self.construct(tree, cls, (dim, *stacks.values()), given)
 
     def styled(self, tree: Part, cls: type, dim: int, flow: dict[str, Any]) -> Wiring | None:
-        given = self.bound(tree, flow, stacks=("stack",))
+        given = bound(tree, flow, self.text, stacks=("stack",))
         inside = given.pop("stack", None)
         if not isinstance(inside, Expr):
             return self.fail(f"{tree.name} is written around a stack: {tree.name}(2*(attention + swiglu))", tree)
         if self.construct(tree, cls, (dim,), given) is None:
             return None
         return self.stage(inside, dim, flow, functools.partial(cls, **given))
-
-    def known(self, part: Part) -> None:
-        """Raise SyntaxProblem unless the part is registered and its options are among those it has."""
-        try:
-            cls = parts.get(part.name)
-        except parts.UnknownPart as error:
-            raise SyntaxProblem(str(error), self.text, self.name_place(part)) from None
-        allowed = [*getattr(cls, "stacks", ()), *parts.options(cls)]
-        if issubclass(cls, ResidualStyle):
-            allowed = ["stack", *allowed]
-        for option in part.options:
-            if option not in allowed:
-                have = f"its options are {', '.join(allowed)}" if allowed else "it has no options"
-                message = f"{part.name} has no option {option!r}{parts.nearest(option, allowed)}; {have}"
-                raise SyntaxProblem(message, self.text, part.place)
-        if len(part.arguments) > len(allowed):
-            raise SyntaxProblem(f"{part.name} takes at most {len(allowed)} values", self.text, part.place)
-        for option in allowed[: len(part.arguments)]:
-            if option in part.options:
-                raise SyntaxProblem(f"{part.name} is given {option!r} twice", self.text, part.place)
-
-    def name_place(self, part: Part) -> tuple[int, int] | None:
-        return part.place and (part.place[0], part.place[0] + len(part.name))
-
-    def bound(
-        self, part: Part, flow: dict[str, Any], *, stacks: tuple[str, ...] = (), extra: tuple[str, ...] = ()
-    ) -> dict[str, Any]:
-        """The part's constructor arguments by name: those written, then facts that bear an open one's name."""
-        cls = parts.get(part.name)
-        parameters = parts.options(cls)
-        given = dict(zip([*stacks, *parameters], part.arguments, strict=False)) | part.options
-        for name, value in given.items():
-            if name in stacks:
-                continue
-            self.check_value(part, name, value, cls)
-            if isinstance(value, Part):
-                given[name] = self.factory(value)
-        for fact in (*FACTS, *extra):
-            if fact in parameters and fact not in given and flow.get(fact) is not None:
-                given[fact] = flow[fact]
-        missing = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n not in given]
-        if missing:
-            raise SyntaxProblem(
-                f"{part.name} needs {', '.join(missing)}; write {part.name}({missing[0]}=...), or give data that tell",
-                self.text,
-                part.place,
-            )
-        return given
-
-    def factory(self, part: Part) -> Callable:
-        """A part given as an option: its class with its own options bound."""
-        cls = parts.get(part.name)
-        given = self.bound(part, {})
-        return functools.partial(cls, **given) if given else cls
-
-    def check_value(self, part: Part, name: str, value: Any, cls: type) -> None:
-        allowed, takes_parts = _value_types(typing.get_type_hints(cls.__init__).get(name))
-        if isinstance(value, Expr):
-            if not isinstance(value, Part) or not takes_parts:
-                wanted = "one part" if takes_parts else "no part"
-                raise SyntaxProblem(f"{part.name}: {name} takes {wanted}, not {value}", self.text, value.place)
-            return
-        if allowed is None or type(value) in allowed or (float in allowed and type(value) is int):
-            return
-        words = {int: "a whole number", float: "a number", str: "a string", bool: "True or False", tuple: "a tuple"}
-        wanted = " or ".join(["a part"] * takes_parts + [words.get(t, "None") for t in allowed])
-        raise SyntaxProblem(f"{part.name}: {name} is {wanted}, not {value!r}", self.text, part.place)
 
     def construct(self, part: Part, cls: type, arguments: tuple, given: dict[str, Any]) -> nn.Module | None:
         try:
@@ -339,16 +267,6 @@ class _Builder:
         message = str(SyntaxProblem(reason, self.text, tree.place))
         if message not in self.problems:
             self.problems.append(message)
-
-
-def _value_types(hint: Any) -> tuple[tuple[type, ...] | None, bool]:
-    """(the plain types that a hint allows, None where it says nothing; whether it allows a part)."""
-    if hint is None or hint is Any:
-        return None, True
-    united = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-    members = [typing.get_origin(m) or m for m in (typing.get_args(hint) if united else (hint,))]
-    plain = tuple(m for m in members if m in (int, float, str, bool, tuple, type(None)))
-    return plain, len(plain) < len(members)
 
 
 class _Callable(types.ModuleType):

@@ -5,7 +5,6 @@ run("gla(heads=2)").passed        run("mine.py:Mine").to_json()        run(MyMix
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from formwright import lang, parts
+from formwright import binding, lang, parts
 from formwright.check.causality import causality
 from formwright.check.compiled import compile
 from formwright.check.cost import cost
@@ -140,7 +139,8 @@ def find(target: str | type, seed: int = 0, compiler: str = "aot_eager") -> Subj
     tree = lang.parse(target)
     if not isinstance(tree, lang.Part) or tree.arguments:
         raise ValueError(f"the laws hold single parts, such as attention(heads=2), and {target!r} is more than one")
-    options = {name: _value(value) for name, value in tree.options.items()}
+    binding.check_names(tree, target)
+    options = binding.bound(tree, {}, target)
     return _of_fitting_width(Subject(target, parts.get(tree.name), options, seed, compiler=compiler))
 
 
@@ -160,15 +160,6 @@ def _of_fitting_width(subject: Subject) -> Subject:
     except TypeError as error:
         raise ValueError(f"{subject.target}: {error}") from error
     raise ValueError(f"{subject.target} refuses every pattern of its card")
-
-
-def _value(value: Any) -> Any:
-    """An option's value; a part becomes a factory with its options bound."""
-    if not isinstance(value, lang.Part):
-        return value
-    cls = parts.get(value.name)
-    bound = {name: _value(v) for name, v in value.options.items()}
-    return functools.partial(cls, **bound) if bound else cls
 
 
 @contextmanager
