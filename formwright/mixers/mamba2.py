@@ -4,7 +4,8 @@
     S_t = exp(-exp(A_log) dt_t) S_{t-1} + B_t (dt_t x_t)^T,     y_t = S_t^T C_t + D x_t
     out = W_out rmsnorm(y * silu(z))                            the norm over each of `groups` groups
 
-x has heads of head_dim; B and C have `groups` groups, shared by the heads of a group, of state_dim channels each.
+x has heads of head_dim; B and C have `groups` groups, shared by the heads of a group, of state_dim channels each. With
+gated_norm=False the last line is W_out (y * silu(z)), as in Falcon-H1, arXiv 2507.22448, 2025.
 Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State Space Duality,
 arXiv 2405.21060, 2024.
 """
@@ -65,9 +66,10 @@ class Mamba2(TokenMixer):
         state_dim: int = 128,
         groups: int = 1,
         short: int = 4,
+        gated_norm: bool = True,
         eps: float = 1e-5,
     ):
-        """heads of head_dim make the inner width, about expansion * dim where they are left open."""
+        """heads of head_dim make the inner width, about expansion * dim where they are left open; eps is the norm's."""
         super().__init__(dim, causal=causal)
         self.heads, self.head_dim = split_heads("mamba2", expansion * dim, heads, head_dim)
         if groups < 1 or self.heads % groups:
@@ -82,7 +84,7 @@ class Mamba2(TokenMixer):
         self.conv_bias = nn.Parameter(torch.empty(self.convolved).uniform_(-(short**-0.5), short**-0.5))
         self.a_log, self.dt_bias = decay_parameters(self.heads, 1.0, 16.0)
         self.skip = nn.Parameter(torch.ones(self.heads))
-        self.norm_weight = nn.Parameter(torch.ones(self.inner))
+        self.norm_weight = nn.Parameter(torch.ones(self.inner)) if gated_norm else None
         self.out = nn.Linear(self.inner, dim, bias=False)
 
     def _mix(
@@ -106,8 +108,10 @@ class Mamba2(TokenMixer):
             backend=self.backend,
         )
         y = (y + self.skip[:, None] * x).flatten(2) * F.silu(z)
-        y = F.rms_norm(y.unflatten(-1, (self.groups, -1)), (self.inner // self.groups,), eps=self.eps)
-        return self.out(y.flatten(2) * self.norm_weight), (last, state)
+        if self.norm_weight is not None:
+            y = F.rms_norm(y.unflatten(-1, (self.groups, -1)), (self.inner // self.groups,), eps=self.eps)
+            y = y.flatten(2) * self.norm_weight
+        return self.out(y), (last, state)
 
     def _to_heads(self, shared: Tensor) -> Tensor:
         """(B, N, groups * state_dim) -> (B, N, H, state_dim), each group shared by its heads."""

@@ -103,9 +103,9 @@ def test_gla_step_by_step(x):
     check(m, x, m.out(o * F.silu(m.gate(x))))
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_mamba2_step_by_step(x, groups):
-    m = built(Mamba2, heads=4, head_dim=8, state_dim=5, groups=groups)
+@pytest.mark.parametrize(("groups", "normed"), [(1, True), (2, True), (2, False)])
+def test_mamba2_step_by_step(x, groups, normed):
+    m = built(Mamba2, heads=4, head_dim=8, state_dim=5, groups=groups, gated_norm=normed)
     z, mixed, dt = m.inputs(x).split([m.inner, m.convolved, 4], -1)
     u, b, c = F.silu(conv(mixed, m.conv_weight, m.conv_bias)).split([m.inner, 5 * groups, 5 * groups], -1)
     u = heads(u, 4)
@@ -116,8 +116,10 @@ def test_mamba2_step_by_step(x, groups):
         s = torch.exp(-m.a_log.exp() * dt[:, t])[..., None, None] * s
         s = s + torch.einsum("bh,bhp,bhn->bhpn", dt[:, t], u[:, t], b[:, t])
         outs.append(torch.einsum("bhpn,bhn->bhp", s, c[:, t]) + m.skip[:, None] * u[:, t])
-    y = (torch.stack(outs, 1).flatten(2) * F.silu(z)).unflatten(-1, (groups, -1))
-    y = (y / torch.sqrt(y.square().mean(-1, keepdim=True) + m.eps)).flatten(2) * m.norm_weight
+    y = torch.stack(outs, 1).flatten(2) * F.silu(z)
+    if normed:
+        y = y.unflatten(-1, (groups, -1))
+        y = (y / torch.sqrt(y.square().mean(-1, keepdim=True) + m.eps)).flatten(2) * m.norm_weight
     check(m, x, m.out(y))
 
 
