@@ -1,13 +1,15 @@
 # make race   set up, race a few architectures on bundled real data, show the leaderboard and the report
 # make test   set up, run the tests
 # make lint   set up, check style
+# make parity an environment of its own: mixers beside Hugging Face transformers, same weights, same outputs
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+PARITY := .venv-parity
 
-.PHONY: race test lint clean setup
+.PHONY: race test lint parity clean setup
 
 setup: $(STAMP)
 
@@ -32,5 +34,12 @@ lint: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+parity:
+	$(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(PARITY)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[parity]'
+	$(PARITY)/bin/python -m pip install --quiet --no-deps xlstm
+	FORMWRIGHT_PARITY=1 OMP_NUM_THREADS=1 $(PARITY)/bin/python -m pytest tests/parity
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(PARITY) build *.egg-info

@@ -115,14 +115,10 @@ class Attention(TokenMixer):
         return self.out(o.flatten(2))
 
     def _check(self, layout: Layout, context_layout: Layout | None, cross: bool) -> None:
-        if self.window is not None and cross:
-            self.refuse("window with a context", "places of tokens and of their context are not comparable")
         if self.window is not None and len(layout.grid) != 1:
             self.refuse("window", f"it counts places along one axis, but the grid has {len(layout.grid)}")
         if cross and (layout.offsets is None) != (context_layout.offsets is None):
             self.refuse("packed tokens", "tokens and context must both be packed, or neither")
-        if self.position is not None and cross:
-            self.refuse("position with a context", "places of tokens and of their context are not comparable")
 
     @property
     def mask(self) -> Mask | None:

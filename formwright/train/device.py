@@ -9,9 +9,11 @@ that the sum over processes is the gradient that one process would have computed
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -39,7 +41,20 @@ def start(device: str | torch.device | None = None) -> Ranks:
 
     on_cpu = device is not None and torch.device(device).type == "cpu"
     state = PartialState(cpu=on_cpu)
+    if state.num_processes > 1:
+        atexit.register(_leave)
     return Ranks(torch.device(device) if device is not None else state.device, state.process_index, state.num_processes)
+
+
+def _leave() -> None:
+    """Part from the other processes before this one ends: one that ends while its group lives may be aborted by gloo's
+    threads, and with it a run that has succeeded."""
+    if not torch.distributed.is_initialized():
+        return
+    if torch.distributed.get_backend() == "gloo":
+        with contextlib.suppress(RuntimeError):  # the others may have gone already
+            torch.distributed.monitored_barrier(timeout=timedelta(seconds=20))
+    torch.distributed.destroy_process_group()
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
