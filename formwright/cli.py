@@ -354,8 +354,9 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         _say(f"{error.filename}: {error.strerror.lower()}")
         return 2
-    message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    if isinstance(error, (ValueError, LookupError, OSError, ImportError)) and message:
+    message = str(error)
+    ours = isinstance(error, (KeyError, IndexError))  # a slip of formwright's own, not of its user
+    if isinstance(error, (ValueError, LookupError, OSError, ImportError)) and message and not ours:
         _say(message)
         return 2
     kind = type(error).__name__

@@ -64,7 +64,7 @@ def watch(console: Any, begun: list[str] | None = None) -> Iterator[Callable[[di
             say(f"{PHASES.get(event['phase'], event['phase'])}{runs}", "bold")
         elif kind == "measuring":
             say(f"measuring {event['contender']}", "dim")
-        elif kind == "started":
+        elif kind == "started" and event.get("trial") is not None:
             bars[event["trial"]] = progress.add_task(escape(run_name(event)), total=event.get("steps"), figures="")
         elif kind == "step" and event.get("trial") in bars:
             rate = event.get("tokens_per_second")
@@ -78,7 +78,8 @@ def watch(console: Any, begun: list[str] | None = None) -> Iterator[Callable[[di
                 if event.get("phase") == "main":
                     say(f"{run_name(event)} done", "green")
             else:
-                say(f"{run_name(event)} {kind}: {event.get('error') or event.get('cause') or ''}", "red")
+                reason = event.get("error") or event.get("cause")
+                say(f"{run_name(event)} {kind}" + (f": {reason}" if reason else ""), "red")
 
     with progress:
         yield listen
