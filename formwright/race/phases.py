@@ -2,7 +2,7 @@
 code starts a race and resumes one.
 
     calibrate  time a training step of each contender, with as many runs side by side as the race will have
-    sweep      short runs at each learning rate; the best on validation is kept
+    sweep      short runs at each learning rate; the lowest close to the best on validation is kept
     main       every contender at its rate, with every seed; the test part is scored once, at the end of each
     measure    costs, one contender after another, alone on the machine
 """
@@ -23,6 +23,7 @@ from formwright.race.state import Race, drop, note, save_state
 MEASURE_SECONDS = 10.0  # for each contender, where the budget is no time
 START_SECONDS = 4.0  # that a fresh process takes before it measures
 SAMPLE_SECONDS = 2.0  # that a main run takes to make its samples
+NEAR = 0.01  # of the best score: what a sweep can hardly tell apart
 
 
 def calibrate(race: Race, run_jobs: RunJobs) -> None:
@@ -113,13 +114,20 @@ def _choose(race: Race) -> None:
             causes = "; ".join(dict.fromkeys(t.error or t.status for t in contender.trials if t.phase == "sweep"))
             drop(race, contender.name, f"no learning rate of its sweep gave a score: {causes}")
             continue
-        best = min(scored, key=lambda t: (sign * t.scores["validation"][metric], t.lr))
+        best = _lowest_near_best(scored, metric, sign)
         race.state.chosen[contender.name] = best.lr
         race.listen({"event": "chosen", "contender": contender.name, "lr": best.lr})
         timed = [t for t in done if t.steps >= 5]
         if timed and contender.name in race.state.speeds:
             # The sweep's own steps tell better than calibration what a step of the main runs will take.
             race.state.speeds[contender.name]["step"] = sum(t.seconds for t in timed) / sum(t.steps for t in timed)
+
+
+def _lowest_near_best(trials: list[store.Trial], metric: str, sign: int) -> store.Trial:
+    """The run with the lowest rate among those within NEAR of the best: short runs flatter high rates."""
+    scores = [sign * t.scores["validation"][metric] for t in trials]
+    allowed = min(scores) + NEAR * abs(min(scores))
+    return min((t for t, score in zip(trials, scores, strict=True) if score <= allowed), key=lambda t: t.lr)
 
 
 def _sweep_words(race: Race, items: int, count: int) -> str:
@@ -131,7 +139,8 @@ def _sweep_words(race: Race, items: int, count: int) -> str:
     edge = [name for name, lr in state.chosen.items() if lr in (min(state.rates), max(state.rates))]
     at_edge = f" The rate of {', '.join(edge)} lies at the end of those tried." if edge and len(state.rates) > 1 else ""
     return (
-        f"Each contender's learning rate was the best of {rates} on {items:,} of {count:,} validation items after a "
+        f"Each contender's learning rate was the lowest within {NEAR:.0%} of the best of {rates} on {items:,} of {count:,} "
+        "validation items after a "
         f"short run of {steps} steps, {plan.SHARE:.0%} of its training in all: {chosen}.{at_edge}"
     )
 

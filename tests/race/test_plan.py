@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from formwright.race import plan
+from formwright.race import phases, plan
 from formwright.race.contenders import Entry, RaceProblem
 from formwright.train.budget import parse
 
@@ -80,3 +80,13 @@ def test_learning_rates():
     for wrong in ("fast", 0, -1, float("nan"), None):
         with pytest.raises(RaceProblem, match="lr is 'auto' or a number"):
             plan.learning_rates(wrong)
+
+
+def test_a_sweep_takes_the_lowest_rate_near_the_best():
+    def trial(lr, loss):
+        return SimpleNamespace(lr=lr, scores={"validation": {"loss": loss, "accuracy": 1 - loss / 10}})
+
+    trials = [trial(1e-3, 3.0), trial(3e-3, 2.515), trial(1e-2, 2.5), trial(3e-2, 2.7)]
+    assert phases._lowest_near_best(trials, "loss", 1).lr == 3e-3
+    assert phases._lowest_near_best(trials, "accuracy", -1).lr == 3e-3
+    assert phases._lowest_near_best(trials[2:], "loss", 1).lr == 1e-2
