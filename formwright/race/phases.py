@@ -139,9 +139,9 @@ def _sweep_words(race: Race, items: int, count: int) -> str:
     edge = [name for name, lr in state.chosen.items() if lr in (min(state.rates), max(state.rates))]
     at_edge = f" The rate of {', '.join(edge)} lies at the end of those tried." if edge and len(state.rates) > 1 else ""
     return (
-        f"Each contender's learning rate was the lowest within {NEAR:.0%} of the best of {rates} on {items:,} of {count:,} "
-        "validation items after a "
-        f"short run of {steps} steps, {plan.SHARE:.0%} of its training in all: {chosen}.{at_edge}"
+        f"Each contender's learning rate was the lowest within {NEAR:.0%} of the best of {rates}, on {items:,} of "
+        f"{count:,} validation items after a short run of {steps} steps, {plan.SHARE:.0%} of its training in all: "
+        f"{chosen}.{at_edge}"
     )
 
 
