@@ -196,14 +196,16 @@ def measuring_seconds(race: Race) -> float:
     return min(wanted, 0.25 * race.budget.amount)
 
 
-def measure(race: Race, engine: Callable[[], AbstractContextManager[RunJobs]]) -> None:
-    """Measure each contender's costs in a fresh process of its own."""
+def measure(race: Race, engine: Callable[[], AbstractContextManager[RunJobs]], threads: int) -> None:
+    """Measure each contender's costs in a fresh process of its own, of so many threads."""
     if not race.state.measure:
         return
     loaded = store.load_race(race.conn, race.id)
     ended = {t.contender for c in loaded.contenders for t in c.trials if t.phase == "main" and t.status == "done"}
     waiting = [e for e in race.running if e.name in ended and e.name not in race.state.measured]
     race.listen({"event": "phase", "phase": "measure", "runs": len(waiting)})
+    if waiting:
+        note(race, f"Costs were measured with {threads} thread{'s' if threads > 1 else ''}.")
     for number, entry in enumerate(waiting):
         seconds = MEASURE_SECONDS
         if race.budget.unit == "seconds":
