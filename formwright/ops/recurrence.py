@@ -7,7 +7,7 @@
 
 Three forms: "recurrent" is this definition, token by token; "parallel" is quadratic in N, all tokens one chunk;
 "chunked" is blocks of matrix products with a state between them, linear in N in time and memory. recurrence_chunked.py
-holds the last two.
+holds the last two; recurrence_triton.py the chunked form in kernels for CUDA.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from formwright.ops.recurrence_chunked import (
     padded_size,
     tile_plan,
 )
+from formwright.ops.recurrence_triton import refusal, triton_recurrence
 
 CHUNK = 64
 FORMS = ("auto", "recurrent", "parallel", "chunked")
-BACKENDS = ("auto", "reference", "torch")
+BACKENDS = ("auto", "reference", "torch", "triton")
 # What one chunk of a group of rows touches should stay in the cache of a CPU core: elements of one operand.
 CACHED_ELEMENTS = 16 * 64 * 64
 
@@ -54,10 +55,12 @@ def linear_recurrence(
     offsets    (S+1,) bounds of S sequences packed in one row (B = 1): the state starts anew at each bound, and states
                are (S,H,K,V)
     form       "recurrent", "parallel", "chunked", or "auto" (see `explain`)
-    backend    "reference" computes the recurrent form by plain autograd; "torch" or "auto" the form chosen
+    backend    "reference" computes the recurrent form by plain autograd; "torch" the form chosen; "triton" the
+               chunked form's CUDA kernels, which "auto" takes where it can (see `explain`)
 
-    Everything is differentiable, states included. Half precisions are computed in float32. Raises ValueError for
-    shapes, forms or backends that do not fit.
+    Everything is differentiable, states included. Half precisions are computed in float32 (in the kernels with products
+    in TF32). Raises ValueError for
+    shapes, forms or backends that do not fit, and where backend="triton" can't compute what is asked.
     """
     _check(q, k, v, log_decay, beta, state, offsets, form, backend)
     scale = 1.0 if scale is None else float(scale)
@@ -65,6 +68,8 @@ def linear_recurrence(
     if state is None:
         rows = q.shape[0] if offsets is None else len(bounds)
         state = q.new_zeros(rows, q.shape[2], q.shape[3], v.shape[3])
+    if _kernels_refused(q.device, q.dtype, q.shape[1], q.shape[3], v.shape[3], form, backend) is None:
+        return triton_recurrence(q, k, v, log_decay, beta, state, scale, None if offsets is None else bounds)
     chosen = "recurrent" if backend == "reference" else _choose(form, q.shape[1])[0]
     with torch.autocast(q.device.type, enabled=False):
         if chosen == "recurrent":
@@ -84,15 +89,28 @@ def reference(q: Tensor, k: Tensor, v: Tensor, **options) -> tuple[Tensor, Tenso
 
 
 def explain(
-    tokens: int, *, log_decay: str | None = None, beta: bool = False, form: str = "auto", backend: str = "auto"
+    tokens: int,
+    *,
+    log_decay: str | None = None,
+    beta: bool = False,
+    form: str = "auto",
+    backend: str = "auto",
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    key: int = 64,
+    value: int = 64,
 ) -> str:
     """What linear_recurrence computes for N = tokens and why. log_decay is None, "scalar" or "diagonal"."""
     if backend == "reference":
         return "recurrent: backend='reference' asks for the definition, one token after another"
+    refused = _kernels_refused(torch.device(device), dtype, tokens, key, value, form, backend)
     chosen, why = _choose(form, tokens)
     decay = {None: "no decay", "scalar": "one decay a head", "diagonal": "a decay per key channel"}[log_decay]
     rule = "the delta rule by its triangular system" if beta else "sums of outer products"
-    return f"{chosen} ({decay}, {rule}) in PyTorch: {why}"
+    if refused is None:
+        asked = "backend='triton' asks for them" if backend == "triton" else "the tensors are on CUDA"
+        return f"chunked ({decay}, {rule}) in Triton's kernels: {asked}"
+    return f"{chosen} ({decay}, {rule}) in PyTorch: {why}; not in Triton: {refused}"
 
 
 def macs(
@@ -141,6 +159,25 @@ def _choose(form: str, tokens: int) -> tuple[str, str]:
     if tokens == 1:
         return "recurrent", "a single token needs one step of the definition"
     return "chunked", f"chunks of {CHUNK} tokens are matrix products, and their working set stays in cache"
+
+
+def _kernels_refused(
+    device: torch.device, dtype: torch.dtype, tokens: int, key: int, value: int, form: str, backend: str
+) -> str | None:
+    """Why Triton's kernels don't compute this, None where they do."""
+    if backend not in ("auto", "triton"):
+        return f"backend={backend!r} was asked for"
+    if backend == "auto":
+        if device.type != "cuda":
+            return "the kernels are for CUDA"
+        if tokens == 1 and form == "auto":
+            return "a single token needs none"
+        if torch.compiler.is_compiling():
+            return "a graph is being traced"
+    reason = refusal(device, dtype, key, value, form)
+    if reason is not None and backend == "triton":
+        raise ValueError(f"backend='triton' can't compute this: {reason}; backend='auto' computes it in PyTorch")
+    return reason
 
 
 def _group(q: Tensor, v: Tensor, chunk: int) -> int:
