@@ -22,8 +22,8 @@ from formwright.parts import register
 class Dense(TokenMixer):
     """A learned (length, length) matrix for each head over the tokens: (B, N, D) -> (B, N, D), any N <= length.
 
-    Fewer tokens use the matrix's first N rows and columns; grids are read in row-major order. heads, by default the
-    largest divisor of D up to 8, each mix D / heads channels.
+    Fewer tokens use the matrix's first N rows and columns; grids are read in row-major order. Each of the heads mixes
+    D / heads channels; the paper has as many as the attention it replaces, and a matrix of length^2 numbers for each.
 
     Raises ValueError for more tokens than `length` and for heads that don't divide D."""
 
@@ -36,12 +36,10 @@ class Dense(TokenMixer):
         state="N",
     )
 
-    def __init__(
-        self, dim: int, *, causal: bool = False, length: int = 512, heads: int | None = None, project: bool = False
-    ):
+    def __init__(self, dim: int, *, causal: bool = False, length: int = 512, heads: int = 1, project: bool = False):
         super().__init__(dim, causal=causal)
-        self.heads = heads or max(h for h in range(1, 9) if dim % h == 0)
-        if dim % self.heads:
+        self.heads = heads
+        if heads < 1 or dim % heads:
             raise ValueError(f"dense: the width {dim} is no multiple of heads={heads}; choose heads that divide it")
         self.length = length
         self.matrix = nn.Parameter(torch.empty(self.heads, length, length))

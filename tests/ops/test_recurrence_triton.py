@@ -134,8 +134,11 @@ def test_without_cuda_it_says_so_and_auto_stays_in_pytorch(monkeypatch):
 
 def test_explain_names_the_kernels(monkeypatch):
     monkeypatch.setattr(recurrence_triton, "INSTALLED", True)
-    assert "Triton's kernels: the tensors are on CUDA" in explain(500, device="cuda")
-    assert "not in Triton: the kernels compute" in explain(500, device="cuda", dtype=torch.float64)
-    assert "a single token" in explain(1, device="cuda")
+    assert "in Triton's kernels: backend='triton' asks" in explain(500, device="cuda", backend="triton")
+    assert "on no GPU yet" in explain(500, device="cuda")
+    assert "for CUDA" in explain(500)
+    with pytest.raises(ValueError, match="the kernels compute"):
+        explain(500, device="cuda", dtype=torch.float64, backend="triton")
     monkeypatch.setattr(recurrence_triton, "INSTALLED", False)
-    assert "not installed" in explain(500, device="cuda")
+    with pytest.raises(ValueError, match="not installed"):
+        explain(500, device="cuda", backend="triton")
