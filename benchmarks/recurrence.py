@@ -193,7 +193,7 @@ def main() -> int:
     parser.add_argument("--rows", nargs="+", metavar="NAME", help=f"of {', '.join(rows)}, or a name's part before ':'")
     parser.add_argument("--lengths", nargs="+", type=int, help="tokens of ops, scans and mixers")
     parser.add_argument("--threads", type=int, help="threads of torch; its own choice if left out")
-    parser.add_argument("--quick", action="store_true", help="under three minutes: shorter, fewer, less patient")
+    parser.add_argument("--quick", action="store_true", help="a few minutes: shorter, fewer, less patient")
     parser.add_argument("--long", action="store_true", help="ops' forward and growth's backward at 32768 tokens too")
     parser.add_argument("--patience", type=float, help="seconds a single call may be expected to take")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
