@@ -44,19 +44,25 @@ def _name_place(part: Part) -> tuple[int, int] | None:
     return part.place and (part.place[0], part.place[0] + len(part.name))
 
 
-def bound(
-    part: Part, flow: dict[str, Any], text: str, *, stacks: tuple[str, ...] = (), extra: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """The part's constructor arguments by name: those written, then facts that bear an open one's name."""
+def written(part: Part, text: str, *, stacks: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The options written at a part by name, their values checked, parts among them turned into factories."""
     cls = parts.get(part.name)
-    parameters = parts.options(cls)
-    given = dict(zip([*stacks, *parameters], part.arguments, strict=False)) | part.options
+    given = dict(zip([*stacks, *parts.options(cls)], part.arguments, strict=False)) | part.options
     for name, value in given.items():
         if name in stacks:
             continue
         _check_value(part, name, value, cls, text)
         if isinstance(value, Part):
             given[name] = factory(value, text)
+    return given
+
+
+def bound(
+    part: Part, flow: dict[str, Any], text: str, *, stacks: tuple[str, ...] = (), extra: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The part's constructor arguments by name: those written, then facts that bear an open one's name."""
+    parameters = parts.options(parts.get(part.name))
+    given = written(part, text, stacks=stacks)
     for fact in (*FACTS, *extra):
         if fact in parameters and fact not in given and flow.get(fact) is not None:
             given[fact] = flow[fact]

@@ -140,7 +140,7 @@ def find(target: str | type, seed: int = 0, compiler: str = "aot_eager") -> Subj
     if not isinstance(tree, lang.Part) or tree.arguments:
         raise ValueError(f"the laws hold single parts, such as attention(heads=2), and {target!r} is more than one")
     binding.check_names(tree, target)
-    options = binding.bound(tree, {}, target)
+    options = binding.written(tree, target)
     return _of_fitting_width(Subject(target, parts.get(tree.name), options, seed, compiler=compiler))
 
 
