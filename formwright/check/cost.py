@@ -7,23 +7,16 @@ CPUs; it is counted here as the two products over all N x M scores, like the fus
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from formwright.check.subject import Broken, Skipped, Subject, fresh, seeded
 from formwright.contract import Layout, Unsupported, parameter_count, state_bytes
+from formwright.ops.attention import SDPA_FLOPS
 
 PLACES = ((1, 1), (2, 3), (7, 1), (64, 2), (65, 1), (130, 3), (257, 1))
-
-
-def _fused_attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return sdpa_flop_count(query, key, value)
-
-
-FORMULAS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _fused_attention}
 
 
 def counted_macs(subject: Subject, module: nn.Module, pattern: str, n: int, batch: int) -> int:
@@ -31,7 +24,7 @@ def counted_macs(subject: Subject, module: nn.Module, pattern: str, n: int, batc
     inputs = subject.inputs(pattern, n, batch, torch.float32)
     if pattern.endswith("cross"):
         inputs = (inputs[0], inputs[1][:, : context_tokens(module, n)])
-    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+    with FlopCounterMode(display=False, custom_mapping=SDPA_FLOPS) as counter:
         subject.run(module, *inputs)
     return counter.get_total_flops() // 2
 

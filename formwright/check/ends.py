@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from formwright.check.compare import amount, worst
-from formwright.check.cost import FORMULAS
 from formwright.check.refusals import UNKNOWN, refuses
 from formwright.check.repeat import check_weights
 from formwright.check.subject import FACTS, Broken, Skipped, Subject, fresh, seeded
 from formwright.contract import Embed, Layout, Unsupported, parameter_count
+from formwright.ops.attention import SDPA_FLOPS
 
 TOKENS = 16
 
@@ -166,7 +166,7 @@ def cost(subject: Subject) -> str:
     module = subject.module("", torch.float32)
     for batch in (1, 3):
         given = tuple(t.float() if t.is_floating_point() else t for t in _given(subject, batch))
-        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+        with FlopCounterMode(display=False, custom_mapping=SDPA_FLOPS) as counter:
             _run(subject, module, *given)
         layout = module.layout(tuple(given[0].shape[1:])) if subject.kind == "embed" else Layout((TOKENS,))
         stated, counted = module.cost(layout, batch), counter.get_total_flops() // 2

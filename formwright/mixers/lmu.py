@@ -120,8 +120,6 @@ class LMU(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        if context is not None:
-            self.refuse("context", "it mixes the tokens of one sequence")
         if layout.offsets is not None:
             return per_sequence(self, x, layout)
         return self._read(x, self._remember(self._signals(x), None)[0])

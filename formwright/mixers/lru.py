@@ -81,8 +81,6 @@ class LRU(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        if context is not None:
-            self.refuse("context", "it mixes the tokens of one sequence")
         return self._mix(x, None, first_tokens(layout, x.device))[0]
 
     def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Tensor:

@@ -53,8 +53,6 @@ class MinGRU(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        if context is not None:
-            self.refuse("context", "it mixes the tokens of one sequence")
         return self._mix(x, first_state(self.initial, len(x)), first_tokens(layout, x.device))[0]
 
     def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Tensor:

@@ -155,8 +155,6 @@ class MLSTM(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        if context is not None:
-            self.refuse("context", "it mixes the tokens of one sequence")
         return self._mix(x, None, layout.offsets)[0]
 
     def empty(

@@ -115,8 +115,6 @@ class RGLRU(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        if context is not None:
-            self.refuse("context", "it mixes the tokens of one sequence")
         first = first_tokens(layout, x.device)
         if first is None and self.initial is None:
             first = self._first(x)

@@ -124,8 +124,6 @@ class RWKV7(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        if context is not None:
-            self.refuse("context", "it mixes the tokens of one sequence")
         before = F.pad(x[:, :-1], (0, 0, 1, 0))
         if layout.offsets is not None:
             starts = torch.isin(torch.arange(x.shape[1], device=x.device), layout.offsets.to(x.device))

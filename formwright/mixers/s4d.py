@@ -113,8 +113,6 @@ class S4D(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        if context is not None:
-            self.refuse("context", "it mixes the tokens of one sequence")
         if layout.offsets is not None or (layout.lengths is not None and not self.causal):
             return per_sequence(self, x, layout)
         wide = x.to(self._dtype(x))

@@ -5,9 +5,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import formwright
-from formwright.check.cost import FORMULAS
 from formwright.contract import Unsupported, state_bytes
 from formwright.model import load, save
+from formwright.ops.attention import SDPA_FLOPS
 
 CAUSAL = [
     "2*(attention(heads=2, position=rope) + swiglu)",
@@ -73,7 +73,7 @@ def test_the_cost_formula_is_what_is_counted(text):
     for head in ("lm",) if text in CAUSAL else ("classify(classes=3)",):
         model = make(text, head=head).float()
         for count in (1, 13, 24):
-            with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter, torch.no_grad():
+            with FlopCounterMode(display=False, custom_mapping=SDPA_FLOPS) as counter, torch.no_grad():
                 model(tokens(2, count))
             cost = model.cost((count,), batch=2)
             assert cost.macs * 2 == counter.get_total_flops(), (text, count)
@@ -127,7 +127,7 @@ def test_encoder_decoder_reads_the_source_and_decodes():
 def test_an_encoder_decoder_costs_what_is_counted(mixer):
     model = make(f"encoder_decoder({mixer} + mlp, {mixer} + cross({mixer}) + mlp)").float()
     source, x = tokens(2, 12, seed=1), tokens(2, 12)
-    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter, torch.no_grad():
+    with FlopCounterMode(display=False, custom_mapping=SDPA_FLOPS) as counter, torch.no_grad():
         model((source, x))
     assert model.cost((12,), batch=2).macs * 2 == counter.get_total_flops()
     state = model.empty(2, capacity=12, source=source)
