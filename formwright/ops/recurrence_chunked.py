@@ -100,7 +100,7 @@ def forward_tiles(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """(o, final state, what backward needs): all tiles in turn."""
     o, final, kept = torch.empty_like(v, memory_format=torch.contiguous_format), state.clone(), []
-    work, s = Workspace(q), state
+    work, s, sums = Workspace(q), state, running_sums(log_decay, tiles)
     for tile in tiles:
         if tile.first:
             s = _load_state(state, tile, work.dtype)
@@ -108,8 +108,10 @@ def forward_tiles(
                 kept.append(s)
         x, keys, values, decay, rate = _load(q, k, v, log_decay, beta, scale, tile, work)
         n, size, reads, _ = x.shape
-        scores, xe, ke, total, _ = _scores(x, keys, decay, work, keep=False)
+        scores, xe, ke, edges, _ = _scores(x, keys, decay, sums, tile, work, keep=False)
         y = torch.bmm(xe.flatten(1, 2), s, out=work("y", n, size * reads, s.shape[2])).unflatten(1, (size, reads))
+        if edges.since is not None:
+            y = torch.mul(y, edges.since[..., None], out=work.onto(y))
         if rate is None:
             u, queried = values, y.squeeze(2)
         else:
@@ -119,8 +121,10 @@ def forward_tiles(
             u = torch.bmm(inverse, right, out=work("u", *values.shape))
             queried = _copy(y[:, :, 0], work("queried", *values.shape))
         _store(o, torch.baddbmm(queried, scores[:, :, 0], u, out=work.onto(queried)), tile)
-        s = torch.mul(s, total, out=None if keep else work("s", *s.shape))
-        s = torch.baddbmm(s, ke.mT, u, out=work.onto(s))
+        place = None if keep else work("s", *s.shape)
+        s = s if edges.total is None else torch.mul(s, edges.total, out=place)
+        sent = u if edges.until is None else torch.mul(u, edges.until, out=work("sent", *u.shape))
+        s = torch.baddbmm(s, ke.mT, sent, out=place)
         if keep:
             kept += [s] if rate is None else [inverse, s]
         if tile.last:
@@ -163,7 +167,7 @@ def backward_tiles(
     dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
     d_decay = None if log_decay is None else torch.empty_like(log_decay, memory_format=torch.contiguous_format)
     d_beta = None if beta is None else torch.empty_like(beta, memory_format=torch.contiguous_format)
-    d_o, d_state, work = d_o.contiguous(), d_final.clone(), Workspace(q)
+    d_o, d_state, work, sums = d_o.contiguous(), d_final.clone(), Workspace(q), running_sums(log_decay, tiles)
     at = len(kept)
     after = ds = state
     for tile in reversed(tiles):
@@ -177,16 +181,20 @@ def backward_tiles(
         before = kept[at]
         x, keys, values, decay, rate = _load(q, k, v, log_decay, beta, scale, tile, work)
         n, size, reads, width = x.shape
-        scores, xe, ke, total, context = _scores(x, keys, decay, work, keep=True)
+        scores, xe, ke, edges, context = _scores(x, keys, decay, sums, tile, work, keep=True)
+        since, until, total = edges
         dy = _rows(d_o, tile, size, work, "dy")
         d_u = torch.bmm(ke, ds, out=work("d_u", *values.shape))
+        d_u = d_u if until is None else torch.mul(d_u, until, out=work.onto(d_u))
         d_u = torch.baddbmm(d_u, scores[:, :, 0].mT, dy, out=work.onto(d_u))
         if rate is None:
             u, d_values = values, d_u
             d_scores = torch.bmm(dy, u.mT, out=work("d_scores", n, size, size)).unsqueeze(2)
             dy = dy.unsqueeze(2)
         else:
-            error = torch.baddbmm(values, xe[:, :, 1], before, alpha=-1, out=work("error", *values.shape))
+            error = torch.bmm(xe[:, :, 1], before, out=work("error", *values.shape))
+            error = error if since is None else torch.mul(error, since, out=work.onto(error))
+            error = torch.sub(values, error, out=work.onto(error))
             u = torch.bmm(inverse, rate * error, out=work("u", *values.shape))
             d_right = torch.bmm(inverse.mT, d_u, out=work("d_right", *values.shape))
             d_system = torch.bmm(d_right, u.mT, out=work("d_system", n, size, size)).neg_().tril_(-1)
@@ -195,22 +203,26 @@ def backward_tiles(
             d_queried = torch.bmm(dy, u.mT, out=work("d_queried", n, size, size))
             d_scores = torch.stack((d_queried, rate * d_system), 2, out=work("d_scores", n, size, 2, size))
             dy = torch.stack((dy, -d_values), 2, out=work("dys", n, size, 2, values.shape[2]))
+        if since is not None:
+            dy = torch.mul(dy, since[..., None], out=work("seen", *dy.shape))
         flat = dy.flatten(1, 2)
+        sent = u if until is None else torch.mul(u, until, out=work("sent", *u.shape))
         d_xe = torch.bmm(flat, before.mT, out=work("d_xe", n, size * reads, width)).unflatten(1, (size, reads))
-        d_ke = torch.bmm(u, ds.mT, out=work("d_ke", n, size, width))
+        d_ke = torch.bmm(sent, ds.mT, out=work("d_ke", n, size, width))
         dx, d_keys = _scores_backward(x, keys, d_scores, d_xe, d_ke, context, work)
-        if decay is not None:
+        if log_decay is not None:
             flow = torch.mul(x, dx, out=work("flow", *x.shape))
             flow = flow.squeeze(2) if reads == 1 else flow.sum(2)
             flow = flow.addcmul_(keys, d_keys, value=-1)
             meet = torch.mul(after, ds, out=work("meet", *ds.shape))
-            if decay.ndim == 2:
+            if log_decay.ndim == 3:
                 flow, meet = flow.sum(-1, keepdim=True), meet.sum((1, 2))[:, None, None]
                 _store(d_decay, _tail_sums(flow, meet)[..., 0], tile)
             else:
                 _store(d_decay, _tail_sums(flow, meet.sum(2)[:, None]), tile)
-        ds = torch.mul(ds, total, out=work("ds", *ds.shape))
-        ds = torch.baddbmm(ds, xe.flatten(1, 2).mT, flat, out=work.onto(ds))
+        place = work("ds", *ds.shape)
+        ds = ds if total is None else torch.mul(ds, total, out=place)
+        ds = torch.baddbmm(ds, xe.flatten(1, 2).mT, flat, out=place)
         _store(dk, d_keys if rate is None else d_keys.add_(dx[:, :, 1]), tile)
         _store(dq, dx[:, :, 0].mul_(scale), tile)
         _store(dv, d_values, tile)
@@ -235,11 +247,13 @@ def _rows(t: Tensor, tile: Tile, size: int, work: Workspace, name: str, scale: f
         rows = (rows.to(work.dtype) * scale).flatten(0, 1)
         missing = size - tokens
         return F.pad(rows, (0, missing) if rows.ndim == 2 else (0, 0, 0, missing)) if missing else rows
+    filled = out if tokens == size else out[:, :, :tokens]
     if scale == 1.0:
-        out[:, :, :tokens] = rows
+        filled.copy_(rows)
     else:
-        torch.mul(rows.to(work.dtype), scale, out=out[:, :, :tokens])
-    out[:, :, tokens:] = 0
+        torch.mul(rows.to(work.dtype), scale, out=filled)
+    if tokens < size:
+        out[:, :, tokens:] = 0
     return out.flatten(0, 1)
 
 
@@ -248,14 +262,15 @@ def _load_state(state: Tensor, tile: Tile, dtype: torch.dtype) -> Tensor:
 
 
 def _load(q, k, v, log_decay, beta, scale, tile, work):
-    """One tile's x (n,C,R,K) with R = 1, or 2 with the delta rule; k; v; log decay; beta (n,C,1)."""
+    """One tile's x (n,C,R,K) with R = 1, or 2 with the delta rule; k; v; log decay per channel; beta (n,C,1)."""
     size = tile.stop - tile.start
     if beta is not None or (log_decay is not None and log_decay.ndim == 4):
         size = padded_size(size)
     queries = _rows(q, tile, size, work, "q", scale)
     keys = _rows(k, tile, size, work, "k")
     values = _rows(v, tile, size, work, "v")
-    decay = None if log_decay is None else _rows(log_decay, tile, size, work, "decay")
+    diagonal = log_decay is not None and log_decay.ndim == 4
+    decay = _rows(log_decay, tile, size, work, "decay") if diagonal else None
     if beta is None:
         return queries.unsqueeze(2), keys, values, decay, None
     x = torch.stack((queries, keys), 2, out=work("x", *queries.shape[:2], 2, queries.shape[2]))
@@ -279,39 +294,91 @@ def _tail_sums(flow: Tensor, end: Tensor) -> Tensor:
     return torch.matmul(ones, flow).add_(end)
 
 
-def _scores(x: Tensor, k: Tensor, log_decay: Tensor | None, work: Workspace, keep: bool):
-    """x (n,C,R,K), k (n,C,K) -> scores (n,C,R,C); x scaled by the decay since the chunk's start; k by that to its end;
-    the whole chunk's decay for the state (n,1|K,1); and (`keep`) what _scores_backward needs."""
-    if log_decay is not None and log_decay.ndim == 3:
+class Edges(NamedTuple):
+    """Decays between a chunk's tokens and its edges where they scale values, not keys: since its start (n,C,1), until
+    its end (n,C,1); of the whole chunk, for the state (n,1|K,1). None: 1."""
+
+    since: Tensor | None
+    until: Tensor | None
+    total: Tensor | None
+
+
+class Sums(NamedTuple):
+    """Of log decays (B,N,H), all (B,H,N): their running sum from a chunk's start in two parts, high + low, whose
+    differences are exact enough in float32 however strong the decay; the decays since the chunk's start and until its
+    end."""
+
+    high: Tensor
+    low: Tensor | None
+    since: Tensor
+    until: Tensor
+
+
+def running_sums(log_decay: Tensor | None, tiles: list[Tile]) -> Sums | None:
+    """Sums over every tile for decays that are one number per head and token, else None."""
+    if log_decay is None or log_decay.ndim == 4:
+        return None
+    dtype = compute_dtype(log_decay.dtype)
+    # Below the bound a decay is 0 anyway; -inf would make differences of running sums NaN.
+    g = log_decay.transpose(1, 2).clamp(min=-750.0 if dtype == torch.float64 else -110.0).double().contiguous()
+    left = torch.empty_like(g)
+    for begin, end, size in _runs(tiles):
+        sums = g[:, :, begin:end].unflatten(2, (-1, size)).cumsum(3)
+        left[:, :, begin:end] = (sums[..., -1:] - sums).flatten(2)
+        g[:, :, begin:end] = sums.flatten(2)
+    high = g.to(dtype)
+    low = None if dtype == torch.float64 else (g - high).to(dtype)
+    return Sums(high, low, g.exp().to(dtype), left.exp_().to(dtype))
+
+
+def _runs(tiles: list[Tile]) -> list[tuple[int, int, int]]:
+    """(begin, end, size): runs of tiles of one size that follow each other, of the first group of rows."""
+    runs: list[tuple[int, int, int]] = []
+    for tile in tiles:
+        size = tile.stop - tile.start
+        if tile.row > 0 or size == 0:
+            continue
+        if runs and runs[-1][1] == tile.start and runs[-1][2] == size:
+            runs[-1] = (runs[-1][0], tile.stop, size)
+        else:
+            runs.append((tile.start, tile.stop, size))
+    return runs
+
+
+def _sums_of(sums: Tensor, tile: Tile, size: int) -> Tensor:
+    """A tile of (B,H,N) as (n,C), its last value repeated up to `size` tokens."""
+    rows = sums[tile.row : tile.row_end, :, tile.start : tile.stop].flatten(0, 1)
+    return rows if rows.shape[1] == size else F.pad(rows, (0, size - rows.shape[1]), mode="replicate")
+
+
+def _scores(x: Tensor, k: Tensor, log_decay: Tensor | None, sums: Sums | None, tile: Tile, work: Workspace, keep: bool):
+    """x (n,C,R,K), k (n,C,K) -> scores (n,C,R,C); x scaled by the decay since the chunk's start and k by that to its
+    end, where that scales keys; what scales values; and (`keep`) what _scores_backward needs."""
+    if log_decay is not None:
         return _diagonal_scores(x, k, log_decay, work, keep)
     n, size, reads, _ = x.shape
     scores = torch.bmm(x.flatten(1, 2), k.mT, out=work("scores", n, size * reads, size)).unflatten(1, (size, reads))
-    if log_decay is None:
-        between = x.new_ones(size, size).tril_().unsqueeze(1)
-        return scores.mul_(between), x, k, x.new_ones(()), ("plain", between)
-    # Below the bound a decay is 0 anyway; -inf would make differences of running sums NaN. Strong decays make large
-    # sums, whose differences would be coarse in float32.
-    g = log_decay.clamp(min=-750.0 if log_decay.dtype == torch.float64 else -110.0).double().cumsum(1)
-    between = _copy(g[:, :, None] - g[:, None], work("between", n, size, size), x.dtype).exp_().tril_()
-    since = g.exp().to(x.dtype)[:, :, None, None]
-    until, total = (g[:, -1:] - g).exp_().to(x.dtype)[..., None], since[:, -1, :, 0, None]
+    if sums is None:
+        between = x.new_ones(size, size).tril_()
+        return scores.mul_(between[:, None]), x, k, Edges(None, None, None), ("plain", between)
+    high, low, since, until = (None if t is None else _sums_of(t, tile, size) for t in sums)
+    between = torch.sub(high[:, :, None], high[:, None], out=work("between", n, size, size))
+    if low is not None:
+        between = between.add_(low[:, :, None]).sub_(low[:, None])
+    between = between.exp_().tril_()
     scores.mul_(between[:, :, None])
-    xe = torch.mul(x, since, out=work("xe", *x.shape))
-    ke = torch.mul(k, until, out=work("ke", *k.shape))
-    return scores, xe, ke, total, ("scalar", between, since, until)
+    edges = Edges(since[..., None], until[..., None], since[:, -1, None, None])
+    return scores, x, k, edges, ("scalar", between)
 
 
 def _scores_backward(
     x: Tensor, k: Tensor, d_scores: Tensor, d_xe: Tensor, d_ke: Tensor, context: tuple, work: Workspace
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and k; d_scores, d_xe and d_ke are used up."""
-    if context[0] == "plain":
-        d_scores.mul_(context[1])
-    elif context[0] == "diagonal":
+    if context[0] == "diagonal":
         return _diagonal_backward(x, k, d_scores, d_xe, d_ke, context)
-    else:
-        _, between, since, until = context
-        d_scores, d_xe, d_ke = d_scores.mul_(between[:, :, None]), d_xe.mul_(since), d_ke.mul_(until)
+    between = context[1]
+    d_scores.mul_(between[:, None] if between.ndim == 2 else between[:, :, None])
     size, reads = x.shape[1:3]
     flat = d_scores.flatten(1, 2)
     d_xe = d_xe.flatten(1, 2)
@@ -360,7 +427,8 @@ def _diagonal_scores(x: Tensor, k: Tensor, log_decay: Tensor, work: Workspace, k
         early.mul_(halves[:, :, 1, None])
         total = torch.mul(halves[:, :, 0], halves[:, :, 1], out=work(f"halves{block}", n, count, width))
         block *= 2
-    return scores, xe, ke, total.reshape(n, width, 1), ("diagonal", decay, levels)
+    edges = Edges(None, None, total.reshape(n, width, 1))
+    return scores, xe, ke, edges, ("diagonal", decay, levels)
 
 
 def _level(rows: Tensor, work: Workspace, name: str) -> Tensor:
