@@ -8,12 +8,11 @@ whose layer is another than the first paper's block: its cell is compared here, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
+from agreement import agree, differences
 from pairs import PAIRS
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 
 from formwright.contract import Layout
@@ -22,9 +21,6 @@ from formwright.mixers.mlstm import MLSTM
 transformers = pytest.importorskip("transformers", reason="parity needs transformers; run make parity")
 
 BATCH, LENGTHS = 2, [1, 61, 203]
-TOLERANCE = 1e-4
-# Numbers below it are compared beside it: gates that matter by nothing but an eps have gradients made of rounding.
-SMALL = 1e-3
 
 
 def randomise(module: nn.Module) -> None:
@@ -39,26 +35,6 @@ def randomise(module: nn.Module) -> None:
                 p.normal_(0, p.shape[-1] ** -0.5)
 
 
-def difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference, beside the largest number of theirs."""
-    return ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=SMALL)).item()
-
-
-def compare(run_theirs: Callable[[], Tensor], run_ours: Callable[[], Tensor], leaves: dict[str, Tensor]) -> None:
-    """Outputs (B, N, ...) and gradients by `leaves` under a random cotangent agree."""
-    theirs, ours = run_theirs(), run_ours()
-    assert ours.shape == theirs.shape
-    found = {"output": difference(ours, theirs)}
-    cotangent = torch.randn_like(theirs)
-    gradients = [torch.autograd.grad(y, leaves.values(), cotangent, materialize_grads=True) for y in (ours, theirs)]
-    for name, a, b in zip(leaves, *gradients, strict=True):
-        # Nothing has faded before the first token, so that decays begin to matter at the second.
-        assert theirs.shape[1] == 1 or b.abs().max() > SMALL, f"{name} has no part in the output"
-        found[name] = difference(a, b)
-    apart = {name: value for name, value in found.items() if not value <= TOLERANCE}
-    assert not apart, f"they differ in {apart}"
-
-
 @pytest.mark.parametrize("n", LENGTHS)
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 def test_same_weights_same_function(pair, n):
@@ -66,11 +42,14 @@ def test_same_weights_same_function(pair, n):
     theirs, ours = pair.theirs().to(pair.dtype), pair.ours(causal=True)
     randomise(theirs)
     x = torch.randn(BATCH, n, ours.dim, dtype=pair.dtype, requires_grad=True)
-
-    def run_ours() -> Tensor:
-        return functional_call(ours, pair.weights(theirs), (x, Layout((n,))), strict=True)
-
-    compare(lambda: pair.run(theirs, x), run_ours, {"x": x, **dict(theirs.named_parameters())})
+    found = differences(
+        {"output": pair.run(theirs, x)},
+        {"output": functional_call(ours, pair.weights(theirs), (x, Layout((n,))), strict=True)},
+        {"x": x, **dict(theirs.named_parameters())},
+        # Nothing has faded before the first token, so that decays begin to matter at the second.
+        idle=n == 1,
+    )
+    agree(found)
 
 
 @pytest.mark.parametrize("n", LENGTHS)
@@ -84,10 +63,7 @@ def test_mlstm_cell(n, monkeypatch):
     q, k, v = (torch.randn(BATCH, n, 3, 16, requires_grad=True) for _ in range(3))
     write, forget = (torch.randn(BATCH, n, 3).mul(2).requires_grad_() for _ in range(2))
 
-    def run_theirs() -> Tensor:
-        return theirs(*(t.transpose(1, 2) for t in (q, k, v, write, forget)))[0].transpose(1, 2)
-
-    def run_ours() -> Tensor:
-        return ours._memory(q, k, v, torch.cat([write, forget], -1), None, None, None)[0]
-
-    compare(run_theirs, run_ours, {"q": q, "k": k, "v": v, "write": write, "forget": forget})
+    outer = theirs(*(t.transpose(1, 2) for t in (q, k, v, write, forget)))[0].transpose(1, 2)
+    inner = ours._memory(q, k, v, torch.cat([write, forget], -1), None, None, None)[0]
+    leaves = {"q": q, "k": k, "v": v, "write": write, "forget": forget}
+    agree(differences({"output": outer}, {"output": inner}, leaves, idle=n == 1))
