@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from comparing import BOTH, FORWARD, STEP
-from op_rows import VARIANTS
+from op_rows import NAIVE, VARIANTS
 
 COLUMNS = ("target", "wanted", "found", "verdict")
 Record = dict[str, Any]
@@ -60,6 +60,11 @@ def _targets(timed: dict) -> Iterator[tuple[str, str, tuple[str, Callable], floa
         yield "ops", f"gated delta rule, {work}, 8192 tokens: against Hugging Face", least(wanted), found
         found = ratio("ops", work, "diagonal+delta", "hf: kimi delta rule", 2048)
         yield "ops", f"Kimi delta rule, {work}, 2048 tokens: against Hugging Face", least(30), found
+    for variant in dict.fromkeys(v for v, *_ in NAIVE.values()):
+        cases = [(w, n, call) for row, w, call, n in timed if row == "fla" and NAIVE.get(call, ("",))[0] == variant]
+        found = [r for w, n, call in cases if (r := ratio("fla", w, variant, call, n)) is not None]
+        text = f"{variant}: against fla's naive forms, the least of {len(found)} forms, sizes and kinds of work"
+        yield "fla", text, least(1), min(found, default=None)
     for peer, wanted, tokens in (("hf: mamba scan", 30, 512), ("plain loop", 1, 2048), ("mambapy: scan", 3, 2048)):
         found = ratio("selective_scan", BOTH, "selective scan", peer, tokens)
         yield "selective_scan", f"selective scan, {BOTH}, {tokens} tokens: against {peer}", least(wanted), found

@@ -1,4 +1,4 @@
-"""Rows of ops: the matrix-state recurrence, the scans, and their growth with N."""
+"""Rows of ops: the matrix-state recurrence, beside fla's naive forms too, the scans, and their growth with N."""
 
 from __future__ import annotations
 
@@ -58,6 +58,23 @@ RULES = {
     "hf: gated delta rule": ("scalar+delta", peers.gated_delta_rule),
     "hf: kimi delta rule": ("diagonal+delta", peers.kimi_delta_rule),
 }
+# flash-linear-attention's naive forms: variant, folder of its ops, function.
+NAIVE = {
+    "fla: simple gla, chunks": ("scalar", "simple_gla", "naive_chunk_simple_gla"),
+    "fla: simple gla, loop": ("scalar", "simple_gla", "naive_recurrent_simple_gla"),
+    "fla: gla, loop": ("diagonal", "gla", "naive_recurrent_gla"),
+    "fla: gated delta, chunks": ("scalar+delta", "gated_delta_rule", "naive_chunk_gated_delta_rule"),
+    "fla: gated delta, loop": ("scalar+delta", "gated_delta_rule", "naive_recurrent_gated_delta_rule"),
+    "fla: kda, chunks": ("diagonal+delta", "kda", "naive_chunk_kda"),
+    "fla: kda, loop": ("diagonal+delta", "kda", "naive_recurrent_kda"),
+}
+# A loop's gradients copy its whole output for every token.
+NAIVE_MOST = {
+    **{(name, FORWARD): 8192 for name in NAIVE}, **{(name, BOTH): 512 for name in NAIVE if name.endswith("loop")},
+    ("fla: kda, chunks", BOTH): 2048,
+}  # fmt: skip
+# Tokens of their gate: some take whole chunks of 64.
+WHOLE = 192
 
 
 def build_ops(tokens: int, work: str) -> Calls:
@@ -93,6 +110,30 @@ def gate_ops() -> dict[str, float]:
     functions = {v: (v, partial(_op, v)) for v in VARIANTS}
     if peers.missing("transformers") is None:
         functions |= RULES
+    return {
+        name: disagreement(fn, partial(_op, variant, backend="reference"), _leaves(variant, inputs))
+        for name, (variant, fn) in functions.items()
+    }
+
+
+def build_naive(tokens: int, work: str) -> Calls:
+    """The variants that fla has too, and its naive forms of them."""
+    inputs = _op_inputs(tokens)
+    calls: Calls = {}
+    for variant in dict.fromkeys(variant for variant, *_ in NAIVE.values()):
+        leaves = _leaves(variant, inputs)
+        calls[variant] = working(partial(_op, variant, *leaves), leaves, work)
+    for name, (variant, *function) in NAIVE.items() if peers.missing("fla") is None else ():
+        leaves = _leaves(variant, inputs)
+        calls[name] = working(partial(peers.fla_naive, *function, *leaves), leaves, work)
+    return calls
+
+
+def gate_naive() -> dict[str, float]:
+    inputs = _op_inputs(WHOLE, width=32, heads=2)
+    functions = {v: (v, partial(_op, v)) for v in VARIANTS}
+    if peers.missing("fla") is None:
+        functions |= {name: (v, partial(peers.fla_naive, *function)) for name, (v, *function) in NAIVE.items()}
     return {
         name: disagreement(fn, partial(_op, variant, backend="reference"), _leaves(variant, inputs))
         for name, (variant, fn) in functions.items()
@@ -153,6 +194,10 @@ def rows() -> list[Row]:
             "ops", (FORWARD, BOTH), build_ops, gate_ops, needs=dict.fromkeys(RULES, "transformers"),
             most={("hf: kimi delta rule", FORWARD): 2048, ("hf: kimi delta rule", BOTH): 2048,
                   ("hf: gated delta rule", FORWARD): 8192, ("hf: gated delta rule", BOTH): 8192},
+        ),
+        Row(
+            "fla", (FORWARD, BOTH), build_naive, gate_naive, needs=dict.fromkeys(NAIVE, "fla"), most=NAIVE_MOST,
+            slow=(("fla: kda, chunks", BOTH),),
         ),
         Row(
             "selective_scan", (FORWARD, BOTH), partial(_build_scan, _selectives, _scan_inputs),

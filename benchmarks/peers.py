@@ -1,12 +1,14 @@
 """What other libraries have for the same work, imported where they are installed and never copied.
 
 Hugging Face transformers: the delta rules' chunked forms, Mamba's scan, whole layers of width 512 with their weights
-carried over by tests/parity/pairs.py. mambapy: Mamba's parallel scan. A layer is one of the four calls that `Layer`
-names; its state lives in their own cache.
+carried over by tests/parity/pairs.py. mambapy: Mamba's parallel scan. flash-linear-attention: the naive forms that the
+package fla-core has beside its kernels, which are for GPUs. A layer is one of the four calls that `Layer` names; its
+state lives in their own cache.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -33,8 +35,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("USE_HUB_KERNELS", "NO")
 # It warns that it falls back to PyTorch, which is what is compared here.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-PAIRS = Path(__file__).parent.parent / "tests" / "parity"
+PARITY = Path(__file__).parent.parent / "tests" / "parity"
 DIM, HEADS, WIDTH = 512, 8, 64
+
+
+# What other packages are called where they are installed from, if not as where they are imported.
+DISTRIBUTIONS = {"fla": "fla-core"}
 
 
 def missing(package: str) -> str | None:
@@ -45,7 +51,19 @@ def missing(package: str) -> str | None:
 def versions(*packages: str) -> str:
     """The versions of those packages that are installed, in words."""
     have = [name for name in packages if importlib.util.find_spec(name)]
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in have)
+    named = [DISTRIBUTIONS.get(name, name) for name in have]
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in named)
+
+
+def _parity(module: str) -> Any:
+    """A module of tests/parity: `pairs` has our weights as functions of theirs, `others` other libraries' imports."""
+    if str(PARITY) not in sys.path:
+        sys.path.append(str(PARITY))
+    return importlib.import_module(module)
+
+
+if importlib.util.find_spec("torchvision"):
+    _parity("others").declare_vision_operators()
 
 
 def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor) -> Tensor:
@@ -60,6 +78,12 @@ def kimi_delta_rule(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Te
     from transformers.models.kimi_linear.modeling_kimi_linear import chunk_kimi_delta_attention
 
     return chunk_kimi_delta_attention(q, k, v, g=log_decay, beta=beta)[0]
+
+
+def fla_naive(op: str, function: str, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, *beta: Tensor) -> Tensor:
+    """A naive form of flash-linear-attention; all of them scale by 1 / sqrt(K). Kimi's chunks are of 64 tokens."""
+    rest = {"gk" if op == "gla" else "g": log_decay} | ({"beta": beta[0]} if beta else {})
+    return getattr(_parity("others").naive(op), function)(q, k, v, **rest)[0]
 
 
 def mamba_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -120,20 +144,11 @@ def _paired(theirs: nn.Module, ours: TokenMixer, weights: Callable, config: Any,
     return Layer(ours.eval(), theirs, partial(DynamicCache, config=config), plain)
 
 
-def _pairs() -> Any:
-    """tests/parity/pairs.py: our weights as functions of theirs."""
-    if str(PAIRS) not in sys.path:
-        sys.path.insert(0, str(PAIRS))
-    import pairs
-
-    return pairs
-
-
 def _mamba() -> Layer:
     from transformers.models.mamba.modeling_mamba import MambaConfig, MambaMixer
 
     config = MambaConfig(hidden_size=DIM, state_size=16, num_hidden_layers=1)
-    return _paired(MambaMixer(config, 0), Mamba(DIM, causal=True), _pairs().mamba_weights, config)
+    return _paired(MambaMixer(config, 0), Mamba(DIM, causal=True), _parity("pairs").mamba_weights, config)
 
 
 def _mamba2() -> Layer:
@@ -143,7 +158,7 @@ def _mamba2() -> Layer:
         hidden_size=DIM, num_heads=2 * HEADS, head_dim=WIDTH, state_size=128, n_groups=1, num_hidden_layers=1
     )
     ours = Mamba2(DIM, causal=True, heads=2 * HEADS, state_dim=128)
-    return _paired(Mamba2Mixer(config, 0), ours, _pairs().mamba2_weights, config)
+    return _paired(Mamba2Mixer(config, 0), ours, _parity("pairs").mamba2_weights, config)
 
 
 def _gated_deltanet() -> Layer:
@@ -154,7 +169,7 @@ def _gated_deltanet() -> Layer:
         linear_value_head_dim=WIDTH, rms_norm_eps=1e-5, num_hidden_layers=1, layer_types=["linear_attention"],
     )  # fmt: skip
     ours = GatedDeltaNet(DIM, causal=True, heads=HEADS, head_dim=WIDTH, expansion=1.0)
-    return _paired(Qwen3NextGatedDeltaNet(config, 0), ours, _pairs().qwen3_next_weights, config)
+    return _paired(Qwen3NextGatedDeltaNet(config, 0), ours, _parity("pairs").qwen3_next_weights, config)
 
 
 def _kda() -> Layer:
@@ -165,7 +180,7 @@ def _kda() -> Layer:
         layer_types=["linear_attention"],
     )  # fmt: skip
     ours = KimiDeltaAttention(DIM, causal=True, heads=HEADS, head_dim=WIDTH)
-    return _paired(KimiLinearDeltaAttention(config, 0), ours, _pairs().kimi_linear_weights, config)
+    return _paired(KimiLinearDeltaAttention(config, 0), ours, _parity("pairs").kimi_linear_weights, config)
 
 
 def _rg_lru() -> Layer:
@@ -188,7 +203,7 @@ def _rg_lru() -> Layer:
         return theirs(x, places, attention_mask=None, use_cache=seen is not None)[0]
 
     ours = RGLRU(DIM, causal=True, expansion=1.0, heads=HEADS)
-    layer = _paired(theirs, ours, _pairs().recurrent_gemma_weights, config, run)
+    layer = _paired(theirs, ours, _parity("pairs").recurrent_gemma_weights, config, run)
     return Layer(layer.ours, theirs, lambda: [0], run)
 
 

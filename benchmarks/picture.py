@@ -9,6 +9,7 @@ from typing import Any
 
 import altair as alt
 import vl_convert
+from op_rows import NAIVE
 
 from formwright.report import charts, style
 
@@ -25,7 +26,7 @@ def write(path: Path, records: list[Record], marks: Record) -> None:
     title = alt.TitleParams(
         "Linear recurrences: milliseconds over tokens", anchor="start", fontSize=22, subtitleFontSize=13, offset=22,
         subtitle=f"{marks['machine']}, {marks['threads']} threads; {marks['versions']}; {marks['when']}; medians "
-        "with quartiles; dashed: other libraries", color="var(--ink)", subtitleColor="var(--soft)",
+        "with quartiles; dashed: other libraries; dotted: loops", color="var(--ink)", subtitleColor="var(--soft)",
     )  # fmt: skip
     chart = alt.concat(*panels, columns=ACROSS, title=title, background="var(--page)", padding=24, spacing=36)
     chart = chart.resolve_scale(color="independent", strokeDash="independent", shape="independent")
@@ -45,8 +46,16 @@ def _foreign(call: str) -> bool:
 
 
 def _root(call: str, family: str) -> str:
-    """What shares a colour: a mixer's step and its peer's."""
+    """What shares a colour: a mixer's step and its peer's, a variant and fla's forms of it."""
+    if family == "fla":
+        return NAIVE[call][0] if call in NAIVE else call
     return call.removeprefix("hf: ") if family == "step" else call
+
+
+def _dash(call: str) -> list[int]:
+    if not _foreign(call):
+        return [1, 0]
+    return [2, 3] if call.endswith("loop") else [6, 4]
 
 
 def _panel(records: list[Record], family: str, work: str) -> alt.LayerChart:
@@ -58,7 +67,7 @@ def _panel(records: list[Record], family: str, work: str) -> alt.LayerChart:
     values = [{k: r[k] for k in ("call", "tokens", "milliseconds", "low", "high")} for r in mine]
     roots = list(dict.fromkeys(_root(c, family) for c in calls))
     hues = [f"var(--c{roots.index(_root(c, family)) % style.HUES})" for c in calls]
-    dashes = [[6, 4] if _foreign(c) else [1, 0] for c in calls]
+    dashes = [_dash(c) for c in calls]
     legend = alt.Legend(title=None, labelLimit=190, symbolSize=90)
     color = alt.Color("call:N", scale=alt.Scale(domain=calls, range=hues), legend=legend)
     dash = alt.StrokeDash("call:N", scale=alt.Scale(domain=calls, range=dashes), legend=None)

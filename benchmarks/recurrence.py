@@ -164,7 +164,7 @@ def show(records: list[Record]) -> None:
 def stamp(threads: int) -> Record:
     """Machine, versions, time and load: the same on every line of the CSV."""
     about = machine.describe()
-    rest = peers.versions("transformers", "mambapy")
+    rest = peers.versions("transformers", "mambapy", "fla")
     named = [f"{name} {about['versions'][name]}" for name in ("formwright", "python", "torch")]
     return {
         "machine": f"{about['cores']} cores of an {about['cpu']}",
