@@ -3,7 +3,11 @@
 "recurrent" is this definition, token by token. "parallel" joins neighbours: (a', b') = (a_{2i+1} a_{2i},
 a_{2i+1} b_{2i} + b_{2i+1}) is the same recurrence over half the tokens; its solution gives every second h, and one
 more step the others: some 5 N operations in log2 N rounds (Prefix Sums and Their Applications, Blelloch, 1990).
-"chunked" does so chunk after chunk, so that each stays in cache. Nothing is ever divided, so a_t = 0 is exact.
+"chunked" cuts the tokens into blocks and walks through all blocks side by side, twice: first for what each block makes
+of any h before it, then, those being known block after block, for all h. It reads and writes little more memory than
+there is to read and write, and the wider a row, the fewer blocks are needed for a CPU; wide rows go token by token
+in place. While a graph is traced and on other devices than CPUs "parallel" stands for it: fewer, larger operations.
+Nothing is ever divided, so a_t = 0 is exact.
 
 Backward is a scan too: g_t = dh_t + conj(a_{t+1}) g_{t+1}; db = g, da_t = g_t conj(h_{t-1}).
 """
@@ -17,8 +21,10 @@ from torch import Tensor
 
 FORMS = ("auto", "recurrent", "parallel", "chunked")
 BACKENDS = ("auto", "reference", "torch")
-# Elements of one operand in a chunk: a few such operands fit a CPU's last-level cache.
-CACHED_ELEMENTS = 128 * 1024
+# Elements that go one token on together on a CPU, all blocks side by side (torch shares out operations of so many among
+# two threads); tokens of a block; the fewest blocks that
+# gain over going token by token.
+ROW, BLOCK, FEWEST = 64 * 1024, 32, 8
 
 
 def linear_scan(
@@ -47,11 +53,8 @@ def linear_scan(
     work = torch.promote_types(out, torch.float32)
     last = torch.zeros_like(b[:, 0], dtype=out) if state is None else state
     a, b, state = a.to(work).expand(b.shape), b.to(work), last.to(work)
-    chosen = "recurrent" if backend == "reference" else _choose(form, b.shape[1])[0]
-    if chosen == "recurrent":
-        h = _steps(a, b, state)
-    else:
-        h = _Scan.apply(a, b, state, b.shape[1] if chosen == "parallel" else _chunk(b))
+    chosen = "recurrent" if backend == "reference" else _choose(form, b.shape[1], b.device.type)[0]
+    h = _steps(a, b, state) if chosen == "recurrent" else _Scan.apply(a, b, state, chosen == "parallel")
     return h.to(out), h[:, -1].to(last.dtype)
 
 
@@ -60,11 +63,11 @@ def reference(a: Tensor, b: Tensor, *, state: Tensor | None = None) -> tuple[Ten
     return linear_scan(a, b, state=state, backend="reference")
 
 
-def explain(tokens: int, *, form: str = "auto", backend: str = "auto") -> str:
-    """What linear_scan computes for N = tokens and why."""
+def explain(tokens: int, *, form: str = "auto", backend: str = "auto", device: str = "cpu") -> str:
+    """What linear_scan computes for N = tokens on a device and why."""
     if backend == "reference":
         return "recurrent: backend='reference' asks for the definition, one token after another"
-    chosen, why = _choose(form, tokens)
+    chosen, why = _choose(form, tokens, device)
     return f"{chosen} in PyTorch: {why}"
 
 
@@ -79,22 +82,21 @@ def flops(*shape: int) -> int:
     return 5 * math.prod(shape)
 
 
-def _choose(form: str, tokens: int) -> tuple[str, str]:
+def _choose(form: str, tokens: int, device: str) -> tuple[str, str]:
+    if tokens == 1 and form == "auto":
+        return "recurrent", "a single token needs one step of the definition"
+    if form == "chunked" and (device != "cpu" or torch.compiler.is_compiling()):
+        return "parallel", "blocks side by side are for CPUs and no graph; log2 rounds stand for them"
     if form != "auto":
         return form, f"form={form!r} was asked for"
-    if tokens == 1:
-        return "recurrent", "a single token needs one step of the definition"
-    return "chunked", "neighbours are joined in log2 rounds inside chunks that stay in cache"
-
-
-def _chunk(b: Tensor) -> int:
-    if b.device.type != "cpu":
-        return b.shape[1]
-    row = max(1, b.numel() // b.shape[1])
-    return min(b.shape[1], max(16, CACHED_ELEMENTS // row))
+    if device != "cpu" or torch.compiler.is_compiling():
+        return "parallel", "neighbours are joined in log2 rounds, few and large operations"
+    return "chunked", "on a CPU blocks of tokens go side by side, and wide rows token by token, in place"
 
 
 def _steps(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
+    if b.shape[1] == 1:
+        return torch.addcmul(b, a, h.unsqueeze(1))
     outs = []
     for t in range(b.shape[1]):
         h = a[:, t] * h + b[:, t]
@@ -104,34 +106,80 @@ def _steps(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, a, b, state, chunk):
-        h, carry = torch.empty_like(b, memory_format=torch.contiguous_format), state
-        for start in range(0, b.shape[1], chunk):
-            part = b[:, start : start + chunk].clone()
-            part[:, 0] += a[:, start] * carry
-            h[:, start : start + chunk] = part = _join(a[:, start : start + chunk], part)
-            carry = part[:, -1]
+    def forward(ctx, a, b, state, rounds):
+        if rounds:
+            h = _join(a, torch.cat([torch.addcmul(b[:, :1], a[:, :1], state.unsqueeze(1)), b[:, 1:]], 1))
+        else:
+            h = torch.empty_like(b, memory_format=torch.contiguous_format)
+            fill(h, a, b, state)
         ctx.save_for_backward(a, h, state)
-        ctx.chunk = chunk
+        ctx.rounds = rounds
         return h
 
     @staticmethod
     def backward(ctx, d_h):
         a, h, state = ctx.saved_tensors
-        d_a, d_b = torch.empty_like(h), torch.empty_like(h)
-        carry = torch.zeros_like(state)
-        for start in reversed(range(0, h.shape[1], ctx.chunk)):
-            stop = min(start + ctx.chunk, h.shape[1])
-            factors = a[:, start:stop].conj().resolve_conj()
-            part = d_h[:, start:stop].flip(1)
-            part[:, 0] += carry
-            # The first factor meets the carry, which is in `part` already.
-            grad = _join(factors.roll(-1, 1).flip(1), part).flip(1)
-            d_b[:, start:stop] = grad
-            d_a[:, start] = grad[:, 0] * (state if start == 0 else h[:, start - 1]).conj()
-            d_a[:, start + 1 : stop] = grad[:, 1:] * h[:, start : stop - 1].conj()
-            carry = factors[:, 0] * grad[:, 0]
-        return d_a, d_b, carry, None
+        factors = a.conj().resolve_conj()
+        # A backward that is differentiated itself has to leave a graph.
+        if ctx.rounds or torch.is_grad_enabled():
+            # The first factor of the reversed recurrence is not used.
+            d_b = _join(factors.roll(-1, 1).flip(1), d_h.flip(1)).flip(1)
+            before = torch.cat([state.unsqueeze(1), h[:, :-1]], 1)
+            return d_b * before.conj(), d_b, factors[:, 0] * d_b[:, 0], None
+        d_b = torch.empty_like(h)
+        d_b[:, -1] = d_h[:, -1]
+        fill(d_b[:, :-1], factors[:, 1:], d_h[:, :-1], d_h[:, -1], backwards=True)
+        d_a = None
+        if ctx.needs_input_grad[0]:
+            d_a = torch.empty_like(h)
+            torch.mul(d_b[:, 1:], h[:, :-1].conj(), out=d_a[:, 1:])
+            torch.mul(d_b[:, 0], state.conj(), out=d_a[:, 0])
+        return d_a, d_b, factors[:, 0] * d_b[:, 0], None
+
+
+def fill(out: Tensor, a: Tensor, b: Tensor, carry: Tensor, *, backwards: bool = False) -> None:
+    """out_t = a_t out_{t-1} + b_t over out, a and b (B,T,...) with T >= 0 from out_{-1} = carry (B,...); backwards,
+    t + 1 stands for t - 1. For CPUs and without a graph; out must not share memory with a; it may be b."""
+    tokens, row = b.shape[1], max(1, b[:, :1].numel())
+    buffers = ()
+    done = 0
+    while done < tokens:
+        left = tokens - done
+        # About what makes the 3 size + count operations over size * count tokens fewest.
+        count = min(ROW // row, math.isqrt(3 * left))
+        size = 1 if count < FEWEST else min(BLOCK, left // count)
+        part = count * size if size > 1 else left
+        at = slice(tokens - done - part, tokens - done) if backwards else slice(done, done + part)
+        now = out[:, at], a[:, at], b[:, at]
+        if size == 1:
+            _walk([t.unbind(1) for t in now], carry, backwards)
+        else:
+            if not buffers or buffers[0].shape[1] != count:
+                buffers = tuple(b.new_empty(b.shape[0], count, *b.shape[2:]) for _ in range(3))
+            _walk_blocks([t.unflatten(1, (count, size)).unbind(2) for t in now], carry, buffers, backwards)
+        carry = out[:, at.start if backwards else at.stop - 1]
+        done += part
+
+
+def _walk(rows: list[tuple[Tensor, ...]], h: Tensor, backwards: bool) -> None:
+    for out, a, b in zip(*(r[::-1] if backwards else r for r in rows), strict=True):
+        h = torch.addcmul(b, a, h, out=out)
+
+
+def _walk_blocks(rows: list[tuple[Tensor, ...]], carry: Tensor, buffers: tuple[Tensor, ...], backwards: bool) -> None:
+    """The rows (B,count,...) of all blocks at once. Each block ends in factor * (h before it) + end."""
+    _, a, b = rows = [r[::-1] if backwards else r for r in rows]
+    factor, end, before = buffers
+    factor.copy_(a[0])
+    end.copy_(b[0])
+    for f, x in zip(a[1:], b[1:], strict=True):
+        torch.addcmul(x, f, end, out=end)
+        factor.mul_(f)
+    factors, ends, befores = (t.unbind(1)[::-1] if backwards else t.unbind(1) for t in buffers)
+    befores[0].copy_(carry)
+    for f, x, h, after in zip(factors, ends, befores, befores[1:], strict=False):
+        torch.addcmul(x, f, h, out=after)
+    _walk(rows, before, False)
 
 
 def _join(a: Tensor, b: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ computes the rest again, so memory is linear in N. With g_t the gradient of h_t:
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor
@@ -181,10 +182,11 @@ def _backward(u, delta, a, b, c, state, *kept, tiles, width, d_y, d_final):
             read = _rows(d_y[..., at], tile, work, "d_y")
             g = torch.mul(_rows(c, tile, work, "c")[..., None], read.unsqueeze(2), out=work("g", *shape))
             g, d_h = _scan_back(decay, g, d_h, work)
-            # Gradients that sum over channels or over the state are products of a matrix and a vector a token.
-            d_cs = torch.bmm(states[1:].view(flat), read.view(flat[0], -1, 1))
+            # Gradients that sum over channels or over the state are products of a vector and a matrix a token: in this
+            # order, for batches of a matrix and a vector are many times slower on CPUs.
+            d_cs = torch.bmm(read.view(flat[0], 1, -1), states[1:].view(flat).mT)
             _add(d_c, d_cs.view(shape[:3]), tile)
-            d_bs = torch.bmm(g.view(flat), moved.view(flat[0], -1, 1))
+            d_bs = torch.bmm(moved.view(flat[0], 1, -1), g.view(flat).mT)
             _add(d_b, d_bs.view(shape[:3]), tile)
             rows = _rows(b, tile, work, "b").reshape(flat[0], 1, -1)
             d_moved = torch.bmm(rows, g.view(flat), out=work("d_moved", flat[0], 1, shape[3])).view(steps.shape)
@@ -205,7 +207,8 @@ def _states(u, delta, rates, b, tile, at, before, work):
     inputs, steps = _rows(u[..., at], tile, work, "u"), _rows(delta[..., at], tile, work, "delta")
     moved = torch.mul(inputs, steps, out=work("moved", *inputs.shape))
     shape = (*inputs.shape[:2], *rates.shape)
-    decay = torch.mul(steps.unsqueeze(2), rates, out=work("decay", *shape)).exp_()
+    # Powers of 2 are several times cheaper than those of e on many CPUs.
+    decay = torch.mul(steps.unsqueeze(2), rates * math.log2(math.e), out=work("decay", *shape)).exp2_()
     rows = _rows(b, tile, work, "b")[..., None]
     states = work("states", shape[0] + 1, *shape[1:])
     if states is None:

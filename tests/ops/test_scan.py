@@ -26,7 +26,7 @@ def run(a, b, state, **options):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 @pytest.mark.parametrize("tokens", [1, 2, 3, 5, 19, 20, 21, 64, 101])
 def test_forms_equal_the_definition(monkeypatch, dtype, tokens):
-    monkeypatch.setattr(scan, "CACHED_ELEMENTS", 20 * 6)
+    monkeypatch.setattr(scan, "BLOCK", 3)
     inputs = make(tokens, dtype)
     expected = run(*inputs, backend="reference")
     for form in ("auto", "chunked", "parallel", "recurrent"):
