@@ -67,7 +67,8 @@ def short_convolution(
     last = padded[:, tokens:]
     if ids is not None:
         last = torch.where((ids[tokens:] == ids[-1])[:, None], last, 0)
-    return y, last.clone()
+    # A view would keep all of a long prefix in memory; one token more costs less than its copy.
+    return y, last if tokens == 1 else last.clone()
 
 
 def _short_taps(
@@ -75,6 +76,9 @@ def _short_taps(
 ) -> Tensor:
     if padded.dtype in HALF:
         padded, weight, bias = padded.float(), weight.float(), None if bias is None else bias.float()
+    if tokens == 1:
+        y = (padded * weight.mT).sum(1, keepdim=True)
+        return y if bias is None else y + bias
     y = torch.zeros_like(padded[:, :tokens]) if bias is None else bias.expand(padded.shape[0], tokens, -1)
     for j in range(weight.shape[1]):
         piece = padded[:, j : j + tokens]

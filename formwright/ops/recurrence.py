@@ -73,6 +73,8 @@ def linear_recurrence(
         return triton_recurrence(q, k, v, log_decay, beta, state, scale, None if offsets is None else bounds)
     chosen = "recurrent" if backend == "reference" else _choose(form, q.shape[1])[0]
     with torch.autocast(q.device.type, enabled=False):
+        if q.shape[1] == 1 and offsets is None and form == "auto" and backend != "reference":
+            return _one_step(q, k, v, log_decay, beta, scale, state)
         if chosen == "recurrent":
             return _recurrent(q, k, v, log_decay, beta, scale, state, None if offsets is None else bounds)
         chunk = CHUNK if chosen == "chunked" else q.shape[1]
@@ -225,6 +227,21 @@ def _steps(q, k, v, log_decay, beta, scale, s):
         s = s + k[:, t, :, :, None] * write[:, :, None]
         outs.append(torch.matmul(scale * q[:, t, :, None], s).squeeze(2))
     return (torch.stack(outs, 1) if outs else v), s
+
+
+def _one_step(q, k, v, log_decay, beta, scale, state):
+    """The definition for a single token in as few operations as it takes: a decoding step's time is their number."""
+    dtype, (batch, _, heads, _) = compute_dtype(q.dtype), q.shape
+    rows = batch * heads
+    s, write = state.flatten(0, 1).to(dtype), v.reshape(rows, 1, -1).to(dtype)
+    key = k.reshape(rows, 1, -1).to(dtype)
+    if log_decay is not None:
+        s = s * log_decay.to(dtype).exp().reshape(rows, -1, 1)
+    if beta is not None:
+        write = torch.baddbmm(write, key, s, alpha=-1) * beta.reshape(rows, 1, 1).to(dtype)
+    s = torch.addcmul(s, key.mT, write)
+    o = torch.bmm(q.reshape(rows, 1, -1).to(dtype), s) * scale
+    return o.view(batch, 1, heads, -1).to(v.dtype), s.view(state.shape).to(state.dtype)
 
 
 def _check(q, k, v, log_decay, beta, state, offsets, form, backend) -> None:
