@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count, split_heads
 from formwright.mixers.linear_attention import packed_lengths
-from formwright.mixers.mamba import first_state
+from formwright.mixers.sequences import first_state
 from formwright.ops import recurrence
 from formwright.ops.recurrence import linear_recurrence
 from formwright.parts import register

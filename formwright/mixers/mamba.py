@@ -20,17 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count
+from formwright.mixers.sequences import first_state
 from formwright.ops import selective_scan as scan
 from formwright.ops.convolution import short_convolution, short_flops
 from formwright.ops.selective_scan import selective_scan
 from formwright.parts import register
-
-
-def first_state(initial: Tensor | None, batch: int, offsets: Tensor | None = None) -> Tensor | None:
-    """A learned first state for each row of the batch, or for each packed sequence; None where none is learned."""
-    if initial is None:
-        return None
-    return initial.expand(batch if offsets is None else len(offsets) - 1, *initial.shape)
 
 
 @register
@@ -93,7 +87,7 @@ class Mamba(TokenMixer):
         y, state = selective_scan(
             x, step, -self.a_log.to(wide).exp(), b, c, state=state, offsets=offsets, backend=self.backend
         )
-        return self.out((y + self.skip * x) * F.silu(z)), (last, state)
+        return self.out(torch.addcmul(y, self.skip, x) * F.silu(z)), (last, state)
 
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None

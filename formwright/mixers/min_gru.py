@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count
-from formwright.mixers.mamba import first_state
 from formwright.mixers.rg_lru import first_tokens, start_anew
+from formwright.mixers.sequences import first_state
 from formwright.ops import scan
 from formwright.ops.scan import linear_scan
 from formwright.parts import register
@@ -45,7 +45,8 @@ class MinGRU(TokenMixer):
     def _mix(self, x: Tensor, state: Tensor | None, first: Tensor | None) -> tuple[Tensor, Tensor]:
         gates = self.gates(x)
         z, c = gates.to(torch.promote_types(gates.dtype, torch.float32)).chunk(2, -1)
-        b = torch.sigmoid(z) * torch.where(c >= 0, c + 0.5, torch.sigmoid(c))
+        # Of the candidate's two branches the one that holds is the larger.
+        b = torch.sigmoid(z) * torch.maximum(c + 0.5, torch.sigmoid(c))
         a, b = start_anew(torch.sigmoid(-z), b, first, self.initial)
         h, state = linear_scan(a, b, state=state, backend=self.backend)
         return self.out(h.to(x.dtype)), state
