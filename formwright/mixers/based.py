@@ -4,7 +4,8 @@
     S_t = S_{t-1} + phi(k_t) [v_t, 1]^T,    y_t = numerator / denominator of S_t^T phi(q_t),    d = feature_dim
 
 x (x) x is symmetric: its d (d+1) / 2 different entries, those off the diagonal weighted by sqrt(2), give the same
-products with half the state. The denominator is at least 1/2 a token.
+products with half the state. The denominator is at least 1/2 a token. With initial_state S_0, denominators included, is
+a parameter instead of 0.
 
 The paper's models alternate this mixer with softmax attention in a small window and with gated convolutions of three
 taps, each followed by swiglu. The two that recall and compare are, as an expression,
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count, split_heads
 from formwright.mixers.linear_attention import normalised, packed_lengths
+from formwright.mixers.sequences import first_state, learned_state, state_before
 from formwright.ops import recurrence
 from formwright.parts import register
 
@@ -43,6 +45,7 @@ class Based(TokenMixer):
         heads: int | None = None,
         head_dim: int | None = None,
         feature_dim: int = 16,
+        initial_state: bool = False,
         eps: float = 1e-12,
     ):
         """head_dim is the width of a head's values, feature_dim that of its queries and keys before the series."""
@@ -56,6 +59,7 @@ class Based(TokenMixer):
         self.key = nn.Linear(dim, self.heads * feature_dim, bias=False)
         self.value = nn.Linear(dim, self.heads * self.head_dim, bias=False)
         self.out = nn.Linear(self.heads * self.head_dim, dim, bias=False)
+        self.initial = learned_state(self, initial_state, self.heads, self.features, self.head_dim + 1)
 
     def series(self, x: Tensor) -> Tensor:
         """x (..., d) -> phi(x) (..., 1 + d + d (d+1) / 2)."""
@@ -73,12 +77,12 @@ class Based(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        return self._mix(x, None, layout.offsets)[0]
+        return self._mix(x, first_state(self.initial, len(x), layout.offsets), layout.offsets)[0]
 
     def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Tensor:
         """The sums of phi(k) [v, 1]^T: (B, H, features, V+1)."""
         like = self.query.weight if like is None else like
-        return like.new_zeros(batch, self.heads, self.features, self.head_dim + 1)
+        return state_before(like, batch, self.heads, self.features, self.head_dim + 1, initial=self.initial)
 
     def extend(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         return self._mix(x, state, None)

@@ -4,7 +4,7 @@
     S_t = diag(a_t) S_{t-1} + k_t v_t^T,    o_t = S_t^T q_t / sqrt(K)
     y_t = W_o (swish(W_g x_t) * rmsnorm(o_t))                   the norm over each head, with a scale
 
-Keys are half as wide as values.
+Keys are half as wide as values. With initial_state S_0 is a parameter instead of 0.
 Gated Linear Attention Transformers with Hardware-Efficient Training, arXiv 2312.06635, 2023.
 """
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count, split_heads
 from formwright.mixers.linear_attention import packed_lengths
+from formwright.mixers.sequences import first_state, learned_state, state_before
 from formwright.ops import recurrence
 from formwright.ops.recurrence import linear_recurrence
 from formwright.parts import register
@@ -43,6 +44,7 @@ class GLA(TokenMixer):
         key_expansion: float = 0.5,
         gate_rank: int = 16,
         gate_temperature: float = 16.0,
+        initial_state: bool = False,
         eps: float = 1e-5,
     ):
         """head_dim is the width of a head's values; its keys are key_expansion times as wide."""
@@ -65,6 +67,7 @@ class GLA(TokenMixer):
         self.out = nn.Linear(wide, dim, bias=False)
         for layer in (self.query, self.key, self.value, *self.forget, self.gate, self.out):
             nn.init.xavier_uniform_(layer.weight, gain=2**-2.5)
+        self.initial = learned_state(self, initial_state, self.heads, self.key_dim, self.head_dim)
 
     def _mix(self, x: Tensor, state: Tensor | None, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
         q, k, v, f = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.query, self.key, self.value, self.forget))
@@ -84,12 +87,12 @@ class GLA(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        return self._mix(x, None, layout.offsets)[0]
+        return self._mix(x, first_state(self.initial, len(x), layout.offsets), layout.offsets)[0]
 
     def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Tensor:
         """S (B, H, K, V)."""
         like = self.query.weight if like is None else like
-        return like.new_zeros(batch, self.heads, self.key_dim, self.head_dim)
+        return state_before(like, batch, self.heads, self.key_dim, self.head_dim, initial=self.initial)
 
     def extend(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         return self._mix(x, state, None)

@@ -9,8 +9,14 @@
 theta begins at 10000^(-2 c/(H K)), c counting the channels of all heads. The paper has lambda_h = exp(-slope 8h/H), h
 from 0, the slope falling with depth as 1 - layer/layers (slopes="linear"); its published code has lambda_h =
 exp(-slope 2^(-8(h+1)/H)), the slopes of ALiBi (slopes="geometric"), which keep some of the past in every head. A mixer
-does not know its layer, so slope is an option. The paper turns queries and keys in its first layer alone (lrpe).
-Scaling TransNormer to 175 Billion Parameters (TransNormerLLM), arXiv 2307.14995, 2023.
+does not know its layer, so slope is an option. The paper turns queries and keys in its first layer alone (lrpe). With
+initial_state S_0 is a parameter instead of 0. Two-directional, every token reads all others of its sequence, which fade
+with their distance, a grid in row-major order; with slope=0, as in TransNormer's own two-directional models, none does:
+
+    o_t = sum_s lambda_h^|t-s| (r(q_t) . r(k_s)) v_s
+
+Scaling TransNormer to 175 Billion Parameters (TransNormerLLM), arXiv 2307.14995, 2023; two-directional: The Devil in
+Linear Transformer (TransNormer), arXiv 2210.10340, 2022.
 """
 
 from __future__ import annotations
@@ -21,6 +27,7 @@ from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count, split_heads
 from formwright.mixers.linear_attention import packed_lengths
+from formwright.mixers.sequences import decayed_both_ways, first_state, learned_state, places, state_before
 from formwright.ops import recurrence
 from formwright.ops.recurrence import linear_recurrence
 from formwright.parts import register
@@ -30,13 +37,15 @@ SLOPES = ("geometric", "linear")
 
 @register
 class LightningAttention(TokenMixer):
-    """Lightning attention: (B, N, D) -> (B, N, D), causal. Raises ValueError for heads or slopes that don't fit."""
+    """Lightning attention: (B, N, D) -> (B, N, D), causal or two-directional.
+
+    Raises ValueError for heads or slopes that don't fit."""
 
     card = Card(
         name="lightning",
         summary="linear attention with learned rotations of queries and keys, a fixed decay a head, gated simple norm",
         source="Scaling TransNormer to 175 Billion Parameters, arXiv 2307.14995, 2023",
-        patterns=("causal",),
+        patterns=("self", "causal"),
         symmetries=("shift",),
     )
 
@@ -50,6 +59,7 @@ class LightningAttention(TokenMixer):
         slopes: str = "geometric",
         slope: float = 1.0,
         lrpe: bool = True,
+        initial_state: bool = False,
         eps: float = 1e-6,
     ):
         """slope multiplies the decay rates of all heads; lrpe=False leaves queries and keys unturned."""
@@ -69,51 +79,65 @@ class LightningAttention(TokenMixer):
         theta = 10000 ** (-2 / self.inner * torch.arange(self.inner)).view(self.heads, self.head_dim)
         self.theta = nn.Parameter(theta) if lrpe else None
         self.features = self.head_dim * (2 if lrpe else 1)
+        self.initial = learned_state(self, initial_state, self.heads, self.features, self.head_dim)
 
     def log_decay(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """log lambda_h, (H,)."""
         h = torch.arange(self.heads, dtype=dtype, device=device)
         return -self.slope * (8 * h / self.heads if self.slopes == "linear" else 2 ** (-8 * (h + 1) / self.heads))
 
-    def _mix(self, x: Tensor, start: int, state: Tensor | None, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _turned(self, x: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """r(q), r(k) (B,N,H,2K) at the places `at` (N,), and v (B,N,H,V)."""
         q, k, v = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.query, self.key, self.value))
         q, k = F.silu(q), F.silu(k)
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        if self.theta is not None:
-            # Only differences of places count, so packed sequences need not begin at 0.
-            places = torch.arange(start, start + x.shape[1], dtype=wide, device=x.device)
-            angles = places[:, None, None] * self.theta.to(wide)
-            cos, sin = angles.cos().to(q.dtype), angles.sin().to(q.dtype)
-            q, k = (torch.cat([t * cos, t * sin], -1) for t in (q, k))
+        if self.theta is None:
+            return q, k, v
+        wide = torch.promote_types(x.dtype, torch.float32)
+        angles = at.to(wide)[:, None, None] * self.theta.to(wide)
+        cos, sin = angles.cos().to(q.dtype), angles.sin().to(q.dtype)
+        q, k = (torch.cat([t * cos, t * sin], -1) for t in (q, k))
+        return q, k, v
+
+    def _gated(self, x: Tensor, o: Tensor) -> Tensor:
+        return self.out(self.gate(x) * F.rms_norm(o.flatten(2), (self.inner,), eps=self.eps))
+
+    def _causal(self, x: Tensor, at: Tensor, state: Tensor | None, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
+        q, k, v = self._turned(x, at)
         o, state = linear_recurrence(
             q,
             k,
             v,
-            log_decay=self.log_decay(wide, x.device).expand(q.shape[:3]),
+            log_decay=self.log_decay(torch.promote_types(x.dtype, torch.float32), x.device).expand(q.shape[:3]),
             state=state,
             offsets=offsets,
             backend=self.backend,
         )
-        return self.out(self.gate(x) * F.rms_norm(o.flatten(2), (self.inner,), eps=self.eps)), state
+        return self._gated(x, o), state
 
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        return self._mix(x, 0, None, layout.offsets)[0]
+        at = places(layout, x.device)
+        if self.causal:
+            return self._causal(x, at, first_state(self.initial, len(x), layout.offsets), layout.offsets)[0]
+        parts = *self._turned(x, at), self.log_decay(torch.promote_types(x.dtype, torch.float32), x.device)
+        return self._gated(x, decayed_both_ways(*parts, layout, backend=self.backend))
 
     def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> tuple[Tensor, int]:
         """(S (B, H, 2K, V), tokens seen)."""
         like = self.query.weight if like is None else like
-        return like.new_zeros(batch, self.heads, self.features, self.head_dim), 0
+        if not self.causal:
+            self.refuse("extend", "only a causal part decodes; build with causal=True")
+        return state_before(like, batch, self.heads, self.features, self.head_dim, initial=self.initial), 0
 
     def extend(self, x: Tensor, state: tuple[Tensor, int]) -> tuple[Tensor, tuple[Tensor, int]]:
         s, count = state
-        y, s = self._mix(x, count, s, None)
+        y, s = self._causal(x, torch.arange(count, count + x.shape[1], device=x.device), s, None)
         return y, (s, count + x.shape[1])
 
     def cost(self, layout: Layout, batch: int = 1) -> Cost:
         shape = batch, layout.tokens, self.heads, self.features, self.head_dim
         products = recurrence.macs(*shape, log_decay="scalar", lengths=packed_lengths(layout))
         linear = 5 * batch * layout.tokens * self.dim * self.inner
-        state = batch * self.inner * self.features * element_size(self)
-        return Cost(parameter_count(self), linear + products, state)
+        state = batch * self.inner * self.features * element_size(self) if self.causal else 0
+        return Cost(parameter_count(self), linear + products * (1 if self.causal else 2), state)

@@ -11,7 +11,8 @@ A' and B' discretise the delay network by zero-order hold with one token as the 
 
 The first LMU also feeds its output back into u; without that the memory is linear and parallel, as in LMUFormer. Its
 batch norms are left out: they would let other rows and later tokens be seen. All tokens are computed in chunks: inside
-one by products with powers of A', from one to the next by the m at its end.
+one by products with powers of A', from one to the next by the m at its end. With initial_state the first m is a
+parameter instead of 0.
 LMUFormer: Low Complexity Yet Powerful Spiking Model With Legendre Memory Units, arXiv 2402.04882, 2024; Legendre Memory
 Units: Continuous-Time Representation in Recurrent Neural Networks, NeurIPS 2019; Parallelizing Legendre Memory Unit
 Training, arXiv 2102.11417, 2021.
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count, per_sequence
+from formwright.mixers.sequences import first_state, learned_state, state_before
 from formwright.parts import register
 
 # Numbers in the powers of A' that a chunk needs, chunk * order^2, and the longest chunk.
@@ -59,6 +61,7 @@ class LMU(TokenMixer):
         window: int = 128,
         order: int | None = None,
         memory_dim: int | None = None,
+        initial_state: bool = False,
     ):
         """memory_dim signals of `order` coefficients each. Where they are left open the memory has about dim numbers,
         as LMUFormer's: one signal, or as many as keep the order at 64 or less."""
@@ -74,6 +77,7 @@ class LMU(TokenMixer):
         self.input = nn.Linear(dim, dim)
         for layer in (self.signal, self.memory, self.input):
             nn.init.kaiming_uniform_(layer.weight, nonlinearity="linear")
+        self.initial = learned_state(self, initial_state, self.order, self.signals)
         # No buffers: they would be rounded with the parameters, and powers of a rounded A' drift.
         self.step, self.write = delay_network(self.order, window)
         self.powers, self.response = self._chunk_matrices()
@@ -122,13 +126,13 @@ class LMU(TokenMixer):
     ) -> Tensor:
         if layout.offsets is not None:
             return per_sequence(self, x, layout)
-        return self._read(x, self._remember(self._signals(x), None)[0])
+        return self._read(x, self._remember(self._signals(x), first_state(self.initial, len(x)))[0])
 
     def reference(self, x: Tensor, layout: Layout) -> Tensor:
         """forward token by token."""
         u = self._signals(x)
         step, write = self.step.to(u), self.write.to(u)
-        m, ms = u.new_zeros(u.shape[0], self.order, self.signals), []
+        m, ms = state_before(u, len(u), self.order, self.signals, initial=self.initial), []
         for t in range(u.shape[1]):
             m = step @ m + write[:, None] * u[:, t, None]
             ms.append(m)
@@ -137,7 +141,7 @@ class LMU(TokenMixer):
     def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Tensor:
         """m (B, order, memory_dim)."""
         like = self.input.weight if like is None else like
-        return like.new_zeros(batch, self.order, self.signals)
+        return state_before(like, batch, self.order, self.signals, initial=self.initial)
 
     def extend(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         m, last = self._remember(self._signals(x), state)

@@ -4,7 +4,7 @@
     out = W_1 gelu(y) * sigmoid(W_2 gelu(y))
 
 |l| begins uniform in area between the two radii, its angle uniform in 0 .. `phase`; exp(gamma), which keeps h at the
-size of its inputs, at sqrt(1 - |l|^2).
+size of its inputs, at sqrt(1 - |l|^2). With initial_state h_0 is a parameter instead of 0.
 Resurrecting Recurrent Neural Networks for Long Sequences, arXiv 2303.06349, 2023.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count
 from formwright.mixers.rg_lru import first_tokens, start_anew
+from formwright.mixers.sequences import first_state, learned_state, state_before
 from formwright.ops import scan
 from formwright.ops.scan import linear_scan
 from formwright.parts import register
@@ -43,6 +44,7 @@ class LRU(TokenMixer):
         state_dim: int | None = None,
         radii: tuple[float, float] = (0.9, 0.999),
         phase: float = 2 * math.pi,
+        initial_state: bool = False,
     ):
         """state_dim complex states, dim of them where it is left open."""
         super().__init__(dim, causal=causal)
@@ -63,13 +65,15 @@ class LRU(TokenMixer):
         nn.init.normal_(self.outputs.weight, std=self.state_dim**-0.5)
         self.skip = nn.Parameter(torch.randn(dim))
         self.out = nn.Linear(dim, 2 * dim)
+        self.initial = learned_state(self, initial_state, self.state_dim, 2)
 
     def _mix(self, x: Tensor, state: Tensor | None, first: Tensor | None) -> tuple[Tensor, Tensor]:
         u = self.inputs(x)
         u = u.to(torch.promote_types(u.dtype, torch.float32))
         nu, theta, gamma = (t.to(u.dtype) for t in (self.nu, self.theta, self.gamma))
         b = torch.complex(*u.chunk(2, -1)) * gamma.exp()
-        a, b = start_anew(torch.polar(torch.exp(-nu.exp()), theta.exp()).expand_as(b), b, first, None)
+        a = torch.polar(torch.exp(-nu.exp()), theta.exp()).expand_as(b)
+        a, b = start_anew(a, b, first, None if self.initial is None else self._complex(self.initial))
         h, last = linear_scan(a, b, state=None if state is None else self._complex(state), backend=self.backend)
         # Re(C h) is one real product: `outputs` holds Re C and -Im C.
         y = self.outputs(torch.cat([h.real, h.imag], -1).to(x.dtype)) + self.skip * x
@@ -81,12 +85,12 @@ class LRU(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        return self._mix(x, None, first_tokens(layout, x.device))[0]
+        return self._mix(x, first_state(self.initial, len(x)), first_tokens(layout, x.device))[0]
 
     def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Tensor:
         """h (B, state_dim, 2), real and imaginary parts."""
         like = self.out.weight if like is None else like
-        return like.new_zeros(batch, self.state_dim, 2)
+        return state_before(like, batch, self.state_dim, 2, initial=self.initial)
 
     def extend(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         y, last = self._mix(x, state, None)

@@ -5,7 +5,8 @@
     out = W_out rmsnorm(y * silu(z))                            the norm over each of `groups` groups
 
 x has heads of head_dim; B and C have `groups` groups, shared by the heads of a group, of state_dim channels each. With
-gated_norm=False the last line is W_out (y * silu(z)), as in Falcon-H1, arXiv 2507.22448, 2025.
+gated_norm=False the last line is W_out (y * silu(z)), as in Falcon-H1, arXiv 2507.22448, 2025; with initial_state S_0
+is a parameter instead of 0.
 Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State Space Duality,
 arXiv 2405.21060, 2024.
 """
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count, split_heads
 from formwright.mixers.linear_attention import packed_lengths
+from formwright.mixers.sequences import first_state, learned_state, state_before
 from formwright.ops import recurrence
 from formwright.ops.convolution import short_convolution, short_flops
 from formwright.ops.recurrence import linear_recurrence
@@ -67,6 +69,7 @@ class Mamba2(TokenMixer):
         groups: int = 1,
         short: int = 4,
         gated_norm: bool = True,
+        initial_state: bool = False,
         eps: float = 1e-5,
     ):
         """heads of head_dim make the inner width, about expansion * dim where they are left open; eps is the norm's."""
@@ -86,6 +89,7 @@ class Mamba2(TokenMixer):
         self.skip = nn.Parameter(torch.ones(self.heads))
         self.norm_weight = nn.Parameter(torch.ones(self.inner)) if gated_norm else None
         self.out = nn.Linear(self.inner, dim, bias=False)
+        self.initial = learned_state(self, initial_state, self.heads, state_dim, self.head_dim)
 
     def _mix(
         self, u: Tensor, last: Tensor | None, state: Tensor | None, offsets: Tensor | None
@@ -121,13 +125,13 @@ class Mamba2(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        return self._mix(x, None, None, layout.offsets)[0]
+        return self._mix(x, None, first_state(self.initial, len(x), layout.offsets), layout.offsets)[0]
 
     def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(the short convolution's last inputs, S (B, H, state_dim, head_dim))."""
         like = self.inputs.weight if like is None else like
         last = like.new_zeros(batch, self.short - 1, self.convolved)
-        return last, like.new_zeros(batch, self.heads, self.state_dim, self.head_dim)
+        return last, state_before(like, batch, self.heads, self.state_dim, self.head_dim, initial=self.initial)
 
     def extend(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         return self._mix(x, *state, None)

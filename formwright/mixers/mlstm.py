@@ -11,7 +11,8 @@ Nothing overflows: C and n are held times exp(-m_t), m_t = max(log sigmoid(f_t) 
 both gates become numbers <= 1 and the bound 1 becomes exp(-m_t) <= 1. Whatever m is, h is the same, but for the
 published code's eps beside the bound, added at that scale. (Its m leaves the 0 out; then exp(-m_t) may overflow.) The
 state carries m. q, k, v are block-diagonal maps with small blocks. The paper scales W_down's beginning by depth, which
-a mixer does not know; here it begins as small as the other maps.
+a mixer does not know; here it begins as small as the other maps. With initial_state C_0 and n_0 are parameters instead
+of 0.
 xLSTM: Extended Long Short-Term Memory, arXiv 2405.04517, 2024.
 """
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count, split_heads
 from formwright.mixers.linear_attention import packed_lengths
+from formwright.mixers.sequences import first_state, learned_state, state_before
 from formwright.ops import recurrence
 from formwright.ops.convolution import short_convolution, short_flops
 from formwright.ops.recurrence import linear_recurrence
@@ -70,6 +72,7 @@ class MLSTM(TokenMixer):
         expansion: float = 2.0,
         short: int = 4,
         block: int = 4,
+        initial_state: bool = False,
         eps: float = 1e-6,
     ):
         """The heads share `expansion` times dim channels, four heads where both words are left open; `block` is how
@@ -104,6 +107,7 @@ class MLSTM(TokenMixer):
         with torch.no_grad():
             self.gates.bias[: self.heads].normal_(0, 0.1)
             self.gates.bias[self.heads :] = torch.linspace(3, 6, self.heads)
+        self.initial = learned_state(self, initial_state, self.heads, self.head_dim, self.head_dim + 1)
 
     def _memory(self, q, k, v, gates, memory, m, offsets) -> tuple[Tensor, Tensor, Tensor]:
         """h (B,N,H,V) and the last [C, n] (B,H,K,V+1) and m (B,H)."""
@@ -139,6 +143,8 @@ class MLSTM(TokenMixer):
 
     def _mix(self, x: Tensor, state: tuple[Tensor, Tensor, Tensor] | None, offsets: Tensor | None):
         last, memory, m = (None, None, None) if state is None else state
+        if state is None:
+            memory = first_state(self.initial, len(x), offsets)
         inside, z = self.up(x).chunk(2, -1)
         c, last = short_convolution(
             inside, self.conv_weight, self.conv_bias, state=last, offsets=offsets, backend=self.backend
@@ -162,7 +168,7 @@ class MLSTM(TokenMixer):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(the short convolution's last inputs, [C, n] (B, H, K, V+1), m (B, H))."""
         like = self.up.weight if like is None else like
-        memory = like.new_zeros(batch, self.heads, self.head_dim, self.head_dim + 1)
+        memory = state_before(like, batch, self.heads, self.head_dim, self.head_dim + 1, initial=self.initial)
         return like.new_zeros(batch, self.short - 1, self.inner), memory, like.new_zeros(batch, self.heads)
 
     def extend(self, x: Tensor, state: tuple[Tensor, Tensor, Tensor]):

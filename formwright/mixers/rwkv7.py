@@ -10,7 +10,7 @@
 
 The maps from the second layer on mix their values with the first layer's; a mixer sees no other layer, so this value
 residual is left out: every layer is as the first. Weights begin as in the published code at its first layer, but for
-W_o, which begins there at 0 and here as W_v does.
+W_o, which begins there at 0 and here as W_v does. With initial_state S_0 is a parameter instead of 0.
 RWKV-7 "Goose" with Expressive Dynamic State Evolution, arXiv 2503.14456, 2025.
 """
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count, split_heads
 from formwright.mixers.linear_attention import packed_lengths
+from formwright.mixers.sequences import first_state, learned_state, state_before
 from formwright.ops import dplr
 from formwright.ops.dplr import dplr_recurrence
 from formwright.parts import register
@@ -70,6 +71,7 @@ class RWKV7(TokenMixer):
         decay_rank: int | None = None,
         rate_rank: int | None = None,
         gate_rank: int | None = None,
+        initial_state: bool = False,
         eps: float = 64e-5,
     ):
         """Ranks left open are about 2.5, 2.5 and 5 times sqrt(dim), multiples of 32."""
@@ -104,6 +106,7 @@ class RWKV7(TokenMixer):
         self.out = nn.Linear(self.inner, dim, bias=False)
         for layer, bound in ((self.receptance, 0.5), (self.key, 0.05), (self.value, 0.5), (self.out, 0.5)):
             nn.init.uniform_(layer.weight, -bound * dim**-0.5, bound * dim**-0.5)
+        self.initial = learned_state(self, initial_state, self.heads, self.head_dim, self.head_dim)
 
     def _mix(self, x: Tensor, before: Tensor, state: Tensor | None, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
         """x (B,N,D), the tokens before them (B,N,D) -> (B,N,D) and the last state."""
@@ -128,12 +131,13 @@ class RWKV7(TokenMixer):
         if layout.offsets is not None:
             starts = torch.isin(torch.arange(x.shape[1], device=x.device), layout.offsets.to(x.device))
             before = before.masked_fill(starts[:, None], 0)
-        return self._mix(x, before, None, layout.offsets)[0]
+        return self._mix(x, before, first_state(self.initial, len(x), layout.offsets), layout.offsets)[0]
 
     def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(the last token (B, D), S (B, H, K, V))."""
         like = self.key.weight if like is None else like
-        return like.new_zeros(batch, self.dim), like.new_zeros(batch, self.heads, self.head_dim, self.head_dim)
+        shape = self.heads, self.head_dim, self.head_dim
+        return like.new_zeros(batch, self.dim), state_before(like, batch, *shape, initial=self.initial)
 
     def extend(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         last, s = state

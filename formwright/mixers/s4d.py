@@ -9,7 +9,8 @@ A has P = state_dim / 2 complex numbers, which stand for conjugate pairs, and be
     spectrum "lin"    A_p = -1/2 + i pi p
     spectrum "inv"    A_p = -1/2 + i (S / pi) (S / (2 p + 1) - 1),   S = state_dim
 
-Two-directional: a second C reads a second kernel over the tokens after t. A grid is read in row-major order.
+Two-directional: a second C reads a second kernel over the tokens after t. A grid is read in row-major order. With
+initial_state h_0, in units of (exp(dt A) - 1) / A, is a parameter instead of 0; what it adds to y is one kernel more.
 On the Parameterization and Initialization of Diagonal State Space Models, arXiv 2206.11893, 2022.
 """
 
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count, per_sequence
+from formwright.mixers.sequences import learned_state, state_before
 from formwright.ops.convolution import long_convolution, long_flops
 from formwright.parts import register
 
@@ -51,6 +53,7 @@ class S4D(TokenMixer):
         state_dim: int = 64,
         spectrum: str = "lin",
         steps: tuple[float, float] = (0.001, 0.1),
+        initial_state: bool = False,
     ):
         """steps are the least and the greatest dt to begin with."""
         super().__init__(dim, causal=causal)
@@ -72,16 +75,22 @@ class S4D(TokenMixer):
         self.read = nn.Parameter(torch.randn(1 if causal else 2, dim, self.pairs, 2) * 0.5**0.5)
         self.skip = nn.Parameter(torch.randn(dim))
         self.out = nn.Linear(dim, 2 * dim)
+        self.initial = learned_state(self, initial_state, dim, self.pairs, 2)
 
     def _discrete(self) -> tuple[Tensor, Tensor]:
-        """dt A (D, P) and the weights C (exp(dt A) - 1) / A (1 or 2, D, P) of its powers, in complex128: angles of
-        late tokens are many turns."""
+        """dt A (D, P) and the weights C (exp(dt A) - 1) / A (1 or 2, D, P) of its powers, then those of the first
+        state's trace where it is learned, in complex128: angles of late tokens are many turns."""
         a = torch.complex(-self.log_rate.double().exp(), self.angle.double())
         rates = a * self.log_step.double().exp()[:, None]
-        return rates, torch.view_as_complex(self.read.double()) * (rates.exp() - 1) / a
+        weights = torch.view_as_complex(self.read.double()) * (rates.exp() - 1) / a
+        if self.initial is not None:
+            trace = weights[0] * rates.exp() * torch.view_as_complex(self.initial.double())
+            weights = torch.cat([weights, trace[None]])
+        return rates, weights
 
     def kernels(self, tokens: int, dtype: torch.dtype) -> Tensor:
-        """K (1 or 2, tokens, D), the second for the tokens after t; memory grows as tokens / CHUNK * state_dim."""
+        """K (1 or 2, tokens, D), the second for the tokens after t, and last what a learned first state adds; memory
+        grows as tokens / CHUNK * state_dim."""
         rates, weights = self._discrete()
         chunk, count = self._pieces(tokens)
         late = weights[:, :, None] * torch.exp(rates[:, None] * self._times(count, chunk)[:, None])
@@ -106,7 +115,8 @@ class S4D(TokenMixer):
 
     def _convolved(self, x: Tensor, kernels: Tensor, backend: str) -> Tensor:
         if self.causal:
-            return long_convolution(x, kernels[0], backend=backend)
+            y = long_convolution(x, kernels[0], backend=backend)
+            return y if self.initial is None else y + kernels[1]
         # Lags -(N-1) ... -1 are those of the second kernel, whose first number meets the next token.
         return long_convolution(x, torch.cat([kernels[1, :-1].flip(0), kernels[0]]), causal=False, backend=backend)
 
@@ -128,7 +138,7 @@ class S4D(TokenMixer):
     def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Tensor:
         """sum of exp((t - s) dt A) u_s, h without its weights (B, D, P, 2), real and imaginary parts."""
         like = self.out.weight if like is None else like
-        return like.new_zeros(batch, self.dim, self.pairs, 2)
+        return state_before(like, batch, self.dim, self.pairs, 2, initial=self.initial)
 
     def extend(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         wide = x.to(self._dtype(x))
@@ -155,7 +165,8 @@ class S4D(TokenMixer):
     def cost(self, layout: Layout, batch: int = 1) -> Cost:
         n = layout.tokens
         sizes = [n] if layout.offsets is None else [m for m in layout.offsets.diff().tolist() if m]
-        kernel = sum(len(self.read) * self.dim * math.prod(self._pieces(m)) * 2 * self.pairs for m in sizes)
+        count = len(self.read) + (self.initial is not None)
+        kernel = sum(count * self.dim * math.prod(self._pieces(m)) * 2 * self.pairs for m in sizes)
         macs = kernel + 2 * batch * n * self.dim**2
         state = 2 * batch * self.dim * self.pairs * element_size(self) if self.causal else 0
         other = sum(long_flops((m,), self.dim, causal=self.causal, batch=batch) for m in sizes)

@@ -14,6 +14,7 @@ from formwright.mixers.deltanet import DeltaNet
 from formwright.mixers.kda import KimiDeltaAttention
 from formwright.mixers.lightning import LightningAttention
 from formwright.mixers.mlstm import MLSTM, stabiliser
+from formwright.mixers.retention import Retention
 from formwright.mixers.rwkv7 import RWKV7
 
 N, D = 70, 24
@@ -111,18 +112,40 @@ def test_a_learned_first_state_is_every_sequences(cls, x):
     assert m.initial.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("options", [{}, {"slopes": "linear", "slope": 0.5}, {"lrpe": False}])
-def test_lightning_is_the_quadratic_form(x, options):
-    m = built(LightningAttention, heads=3, **options)
+def test_lightning_is_the_quadratic_form(x, options, causal):
+    m = built(LightningAttention, heads=3, causal=causal, **options)
     q, k, v = (heads(t, 3).transpose(1, 2) for t in (F.silu(m.query(x)), F.silu(m.key(x)), m.value(x)))
     apart = torch.arange(N).double()[:, None] - torch.arange(N)
     theta = torch.zeros(3, m.head_dim).double() if m.theta is None else m.theta
     turned = torch.cos(theta[:, None, None] * apart[..., None])
     scores = torch.einsum("bhtc,bhsc,htsc->bhts", q, k, turned)
     rates = [8 * h / 3 * 0.5 for h in range(3)] if "slope" in options else [2 ** (-8 * (h + 1) / 3) for h in range(3)]
-    decay = torch.exp(-torch.tensor(rates, dtype=torch.float64)[:, None, None] * apart.clamp(min=0)).tril()
+    decay = torch.exp(-torch.tensor(rates, dtype=torch.float64)[:, None, None] * apart.abs())
+    decay = decay.tril() if causal else decay
     o = ((scores * decay) @ v).transpose(1, 2).flatten(2)
     check(m, x, m.out(m.gate(x) * rms(o, 1e-6)))
+
+
+def test_lightning_without_decay_reads_all_tokens_at_once(x):
+    m = built(LightningAttention, heads=2, causal=False, slope=0.0, lrpe=False)
+    q, k, v = (heads(t, 2).transpose(1, 2) for t in (F.silu(m.query(x)), F.silu(m.key(x)), m.value(x)))
+    check(m, x, m.out(m.gate(x) * rms((q @ (k.mT @ v)).transpose(1, 2).flatten(2), 1e-6)))
+
+
+@pytest.mark.parametrize("cls", [LightningAttention, Retention])
+def test_both_ways_padded_and_packed_are_alone(cls, x):
+    m = built(cls, heads=2, causal=False)
+    for backend in ("auto", "reference"):
+        m.backend = backend
+        alone = m(x[:, 3:50], Layout((47,)))
+        packed = m(x[:1], Layout((N,), offsets=torch.tensor([0, 3, 50, N])))
+        torch.testing.assert_close(packed[:, 3:50], alone[:1])
+        padded = m(x[:, 3:], Layout((N - 3,), lengths=torch.tensor([47, N - 3])))
+        torch.testing.assert_close(padded[:1, :47], alone[:1])
+        with pytest.raises(Unsupported, match="extend"):
+            m.empty(1)
 
 
 def test_lightning_begins_as_its_code():
@@ -236,7 +259,7 @@ def test_initial_decays_are_the_papers():
     assert step.shape == (512,) and step.min() >= 1e-4 and step.max() <= 0.1001
 
 
-@pytest.mark.parametrize("cls", MIXERS)
+@pytest.mark.parametrize("cls", [DeltaNet, KimiDeltaAttention, MLSTM, RWKV7])
 def test_only_the_causal_pattern_is_claimed(cls, x):
     with pytest.raises(Unsupported, match="causal"):
         cls(D)

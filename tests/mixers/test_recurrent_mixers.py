@@ -55,6 +55,42 @@ def test_linear_attention_is_the_quadratic_form(x):
         check(m, x, m.out(o.transpose(1, 2).flatten(2)))
 
 
+def hedgehog(x, f):
+    z = torch.einsum("bhnk,hkr->bhnr", x, f.weight) + f.bias[:, None]
+    up, down = z.exp(), (-z).exp()
+    return torch.cat([up / up.sum(-1, keepdim=True), down / down.sum(-1, keepdim=True)], -1)
+
+
+def t2r(x, f):
+    return (torch.einsum("bhnk,hkr->bhnr", x, f.weight) + f.bias[:, None]).clamp(min=0)
+
+
+MAPS = {"relu": lambda x, f: x.clamp(min=0), "hedgehog": hedgehog, "t2r": t2r}
+
+
+@pytest.mark.parametrize("features", MAPS)
+@pytest.mark.parametrize("causal", [True, False])
+def test_linear_attention_of_other_features_is_their_quadratic_form(x, features, causal):
+    rank = {} if features == "relu" else {"feature_dim": 5}
+    m = built(LinearAttention, heads=3, causal=causal, features=features, **rank)
+    with torch.no_grad():
+        for p in m.parameters():
+            p += 0.1 * torch.randn_like(p)
+    q, k, v = (heads(f(x), 3).transpose(1, 2) for f in (m.query, m.key, m.value))
+    q, k = MAPS[features](q, m.query_features), MAPS[features](k, m.key_features)
+    scores = (q @ k.mT).tril() if causal else q @ k.mT
+    o = scores @ v / (scores.sum(-1, keepdim=True) + m.eps)
+    check(m, x, m.out(o.transpose(1, 2).flatten(2)))
+    if causal:
+        assert m.empty(2).shape == (2, 3, {"relu": 8, "hedgehog": 10, "t2r": 5}[features], 9)
+
+
+def test_hedgehog_begins_as_softmaxes_of_queries_and_keys():
+    m = built(LinearAttention, heads=3, features="hedgehog").query_features
+    z = torch.randn(2, 4, 3, 8, dtype=torch.float64)
+    torch.testing.assert_close(m(z), torch.cat([z.softmax(-1), (-z).softmax(-1)], -1))
+
+
 def test_linear_attention_across_and_padded(x):
     m = built(LinearAttention, heads=3, causal=False)
     context = torch.randn(2, 9, D, dtype=torch.float64)
@@ -75,14 +111,16 @@ def test_based_is_the_taylor_series(x):
     assert m.empty(1).shape == (1, 3, 21, m.head_dim + 1)
 
 
-def test_retention_is_the_decayed_rotated_form(x):
-    m = built(Retention, heads=3, head_dim=6)
+@pytest.mark.parametrize("causal", [True, False])
+def test_retention_is_the_decayed_rotated_form(x, causal):
+    m = built(Retention, heads=3, head_dim=6, causal=causal)
     q, k, v = (heads(f(x), 3).transpose(1, 2) for f in (m.query, m.key, m.value))
     t = torch.arange(N, dtype=torch.float64)
     turn = torch.polar(torch.ones(N, 3, dtype=torch.float64), t[:, None] * 10000 ** -torch.linspace(0, 1, 3).double())
     q, k = (torch.view_as_complex(z.unflatten(-1, (-1, 2)).contiguous()) * turn for z in (q, k))
     gamma = 1 - 2 ** (-5 - torch.arange(3, dtype=torch.float64))
-    decay = (gamma[:, None, None] ** (t[:, None] - t)).tril()
+    decay = gamma[:, None, None] ** (t[:, None] - t).abs()
+    decay = decay.tril() if causal else decay
     o = ((q @ k.mH).real * decay / math.sqrt(6)) @ v
     o = o / torch.sqrt(o.square().mean(-1, keepdim=True) + m.eps)
     found = m(x, Layout((N,)))
@@ -152,7 +190,7 @@ def test_initial_decays_are_the_papers():
     assert abs(sum(p.numel() for p in g.parameters()) / 512**2 - 6) < 0.1
 
 
-@pytest.mark.parametrize("cls", [Retention, GLA, Mamba2, GatedDeltaNet, Based])
+@pytest.mark.parametrize("cls", [GLA, Mamba2, GatedDeltaNet, Based])
 def test_only_the_causal_pattern_is_claimed(cls, x):
     with pytest.raises(Unsupported, match="causal"):
         cls(D)
@@ -169,6 +207,9 @@ def test_any_width_builds(cls, dim):
 
 def test_mistakes_are_told():
     for cls, options, word in (
+        (LinearAttention, {"features": "learned"}, "hedgehog"),
+        (LinearAttention, {"feature_dim": 8}, "learns nothing"),
+        (LinearAttention, {"features": "t2r", "feature_dim": 0}, "feature_dim"),
         (Retention, {"head_dim": 5}, "even"),
         (Retention, {"expansion": 0}, "expansion"),
         (GLA, {"gate_rank": 0}, "gate_rank"),
