@@ -94,9 +94,12 @@ def default_stack(mixer: str | Expr, depth: int = 4) -> Expr:
 
 
 def is_bare_mixer(expression: str | Expr) -> bool:
-    """True where the expression is one token mixer and nothing else."""
+    """True where the expression is one token mixer and nothing else, or a wiring around one that stands as it does."""
     tree = lang.as_expression(expression)
-    return isinstance(tree, Part) and _kind(tree) == "mixer"
+    if not isinstance(tree, Part) or tree.name not in parts.names():
+        return False
+    cls = parts.get(tree.name)
+    return cls.card.kind == "mixer" or (issubclass(cls, Wiring) and cls.branch)
 
 
 def _kind(tree: Expr) -> str | None:
@@ -233,7 +236,7 @@ class _Builder:
 
     def wiring(self, tree: Part, cls: type, dim: int, flow: dict[str, Any], style: Callable) -> Wiring | None:
         given = bound(tree, flow, self.text, stacks=cls.stacks)
-        stacks = {}
+        stacks, failed = [], False
         for name in cls.stacks:
             inside = given.pop(name, None)
             if not isinstance(inside, Expr):
@@ -243,8 +246,10 @@ class _Builder:
             except ValueError as error:
                 return self.fail(str(error), tree)
             make = self.branch if cls.branch else self.stage
-            stacks[name] = make(inside, dim, flow_inside, style)
-        return None if None in stacks.values() else self.construct(tree, cls, (dim, *stacks.values()), given)
+            made = tuple(make(inside, dim, flow_inside, style) for _ in range(cls.copies))
+            failed |= None in made
+            stacks.append(made if cls.copies > 1 else made[0])
+        return None if failed else self.construct(tree, cls, (dim, *stacks), given)
 
     def styled(self, tree: Part, cls: type, dim: int, flow: dict[str, Any]) -> Wiring | None:
         given = bound(tree, flow, self.text, stacks=("stack",))

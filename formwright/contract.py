@@ -207,7 +207,10 @@ class TokenMixer(nn.Module):
         supported = self.card.patterns
         if pattern not in supported and not any(p.endswith("cross") for p in supported):
             have = " and ".join(supported) or "nothing"
-            raise Unsupported(self.card.name, f"causal={causal}", f"it computes the {have} pattern alone")
+            reason = f"it computes the {have} pattern alone"
+            if "causal" in supported:
+                reason += f"; write bidirectional({self.card.name}) to read tokens from both ends"
+            raise Unsupported(self.card.name, f"causal={causal}", reason)
         self.register_forward_pre_hook(_within_card, with_kwargs=True)
 
     def forward(
@@ -350,12 +353,14 @@ class Wiring(nn.Module):
     it may change, as it may the width (`dim` in, `dim_out` out).
 
     stacks    names of the constructor's arguments that are expressions; the builder gives the modules in their place
+    copies    how many modules the builder makes of each, with weights of their own: a tuple where more than one
     branch    True where it stands as one residual branch, with a norm of its own, like a mixer
     normed    True where its output is normalised already
     """
 
     card: Card
     stacks: tuple[str, ...] = ("stack",)
+    copies: int = 1
     branch: bool = False
     normed: bool = False
     dim: int
