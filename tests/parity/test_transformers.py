@@ -11,6 +11,7 @@ from __future__ import annotations
 import pytest
 import torch
 from agreement import agree, differences
+from hybrids import HYBRIDS
 from pairs import PAIRS
 from torch import nn
 from torch.func import functional_call
@@ -36,7 +37,7 @@ def randomise(module: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("n", LENGTHS)
-@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+@pytest.mark.parametrize("pair", (PAIRS | HYBRIDS).values(), ids=PAIRS | HYBRIDS)
 def test_same_weights_same_function(pair, n):
     torch.manual_seed(n)
     theirs, ours = pair.theirs().to(pair.dtype), pair.ours(causal=True)
