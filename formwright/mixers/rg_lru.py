@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count, split_heads
-from formwright.mixers.mamba import first_state
+from formwright.mixers.sequences import first_state, learned_state, state_before
+from formwright.ops import gated_scan as core
 from formwright.ops import scan
 from formwright.ops.convolution import short_convolution, short_flops
-from formwright.ops.scan import linear_scan
+from formwright.ops.gated_scan import gated_scan
 from formwright.parts import register
 
 # (the short convolution's last inputs, h (B, inner), tokens seen)
@@ -90,55 +91,41 @@ class RGLRU(TokenMixer):
         for layer in (self.gate, self.inputs, self.out):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
             nn.init.zeros_(layer.bias)
-        self.initial = nn.Parameter(torch.zeros(self.inner)) if initial_state else None
+        self.initial = learned_state(self, initial_state, self.inner)
 
     def _mix(
-        self, u: Tensor, last: Tensor | None, state: Tensor | None, first: Tensor | None, offsets: Tensor | None
+        self, u: Tensor, last: Tensor | None, state: Tensor | None, fresh: bool, offsets: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         x, last = short_convolution(
             self.inputs(u), self.conv_weight, self.conv_bias, state=last, offsets=offsets, backend=self.backend
         )
-        split = x.unflatten(-1, (self.heads, -1)).permute(2, 0, 1, 3).flatten(1, 2)
-        gates = (torch.bmm(split, self.gates) + self.gates_bias).unflatten(1, x.shape[:2])
-        wide = torch.promote_types(x.dtype, torch.float32)
-        i, r = (t.permute(1, 2, 0, 3).flatten(2).to(wide) for t in gates.chunk(2, -1))
-        log_a = -self.power * F.softplus(self.rate.to(wide)) * torch.sigmoid(r)
-        b = torch.sigmoid(i) * x
-        # The least size keeps the root's derivative finite where the gate r is shut and a is 1.
-        size = torch.sqrt(-torch.expm1(2 * log_a).clamp(max=-1e-30))
-        if first is not None and self.initial is None:
-            size = torch.where(first, torch.ones_like(size), size)
-        a, b = start_anew(log_a.exp(), size * b, first, self.initial)
-        h, state = linear_scan(a, b, state=state, backend=self.backend)
-        return self.out(F.gelu(self.gate(u), approximate="tanh") * h.to(x.dtype)), (last, state)
+        rate = -self.power * F.softplus(self.rate.to(torch.promote_types(x.dtype, torch.float32)))
+        y, state = gated_scan(
+            x, self.gate(u), self.gates, self.gates_bias, rate,
+            state=state, fresh=fresh, offsets=offsets, backend=self.backend,
+        )  # fmt: skip
+        return self.out(y), (last, state)
 
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
-        first = first_tokens(layout, x.device)
-        if first is None and self.initial is None:
-            first = self._first(x)
-        return self._mix(x, None, first_state(self.initial, len(x)), first, layout.offsets)[0]
-
-    def _first(self, x: Tensor) -> Tensor:
-        return (torch.arange(x.shape[1], device=x.device) == 0)[:, None]
+        state = first_state(self.initial, len(x), layout.offsets)
+        return self._mix(x, None, state, self.initial is None, layout.offsets)[0]
 
     def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> State:
         """(the short convolution's last inputs, h (B, inner), tokens seen)."""
         like = self.gate.weight if like is None else like
-        state = like.new_zeros(batch, self.inner)
-        if self.initial is not None:
-            state = state + self.initial.to(like)
+        state = state_before(like, batch, self.inner, initial=self.initial)
         return like.new_zeros(batch, self.short - 1, self.inner), state, 0
 
     def extend(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         last, h, seen = state
-        first = self._first(x) if seen == 0 and self.initial is None else None
-        y, (last, h) = self._mix(x, last, h, first, None)
+        y, (last, h) = self._mix(x, last, h, seen == 0 and self.initial is None, None)
         return y, (last, h, seen + x.shape[1])
 
     def cost(self, layout: Layout, batch: int = 1) -> Cost:
         shape = batch, layout.tokens, self.inner
-        macs = batch * layout.tokens * self.inner * (3 * self.dim + 2 * self.head_dim)
+        macs = batch * layout.tokens * self.inner * 3 * self.dim
+        macs += core.macs(batch, layout.tokens, self.heads, self.head_dim)
         other = short_flops(layout.tokens, self.inner, self.short, batch) + scan.flops(*shape)
         return Cost(parameter_count(self), macs, batch * self.short * self.inner * element_size(self), other)

@@ -52,7 +52,11 @@ def linear_scan(
     out = torch.promote_types(a.dtype, b.dtype)
     work = torch.promote_types(out, torch.float32)
     last = torch.zeros_like(b[:, 0], dtype=out) if state is None else state
-    a, b, state = a.to(work).expand(b.shape), b.to(work), last.to(work)
+    a, b, state = a.to(work), b.to(work), last.to(work)
+    if b.shape[1] == 1 and form == "auto":
+        h = torch.addcmul(b, a, state.unsqueeze(1))
+        return h.to(out), h[:, 0].to(last.dtype)
+    a = a.expand(b.shape)
     chosen = "recurrent" if backend == "reference" else _choose(form, b.shape[1], b.device.type)[0]
     h = _steps(a, b, state) if chosen == "recurrent" else _Scan.apply(a, b, state, chosen == "parallel")
     return h.to(out), h[:, -1].to(last.dtype)
@@ -95,8 +99,6 @@ def _choose(form: str, tokens: int, device: str) -> tuple[str, str]:
 
 
 def _steps(a: Tensor, b: Tensor, h: Tensor) -> Tensor:
-    if b.shape[1] == 1:
-        return torch.addcmul(b, a, h.unsqueeze(1))
     outs = []
     for t in range(b.shape[1]):
         h = a[:, t] * h + b[:, t]

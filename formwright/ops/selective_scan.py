@@ -31,6 +31,7 @@ BACKENDS = ("auto", "reference", "torch")
 ROW, CACHED_ELEMENTS = 16 * 1024, 512 * 1024
 # Tokens of a tile elsewhere.
 TILE = 64
+LOG2E = math.log2(math.e)
 
 
 def selective_scan(
@@ -59,6 +60,8 @@ def selective_scan(
     if state is None:
         state = u.new_zeros(batch if offsets is None else len(bounds), dim, size)
     with torch.autocast(u.device.type, enabled=False):
+        if tokens == 1 and offsets is None and backend != "reference":
+            return _one_token(u, delta, a, b, c, state)
         if backend == "reference" or tokens == 1:
             return _reference(u, delta, a, b, c, state, None if offsets is None else bounds)
         width, group, chunk = _tile_sizes(u, size)
@@ -109,6 +112,15 @@ def _steps(u, delta, a, b, c, h):
         h = torch.exp(step * a) * h + step * u[:, t, :, None] * b[:, t, None]
         ys.append(torch.matmul(h, c[:, t, :, None]).squeeze(2))
     return (torch.stack(ys, 1) if ys else u), h
+
+
+def _one_token(u, delta, a, b, c, h):
+    """The definition for one token in few operations: the length of a decoding step is their number."""
+    dtype, out_dtype, state_dtype = compute_dtype(u.dtype), u.dtype, h.dtype
+    u, delta, a, b, c, h = (t if t.dtype == dtype else t.to(dtype) for t in (u, delta, a, b, c, h))
+    h = torch.exp2((delta * LOG2E).mT * a) * h
+    h = torch.addcmul(h, (delta * u).mT, b)
+    return torch.bmm(h, c.mT).mT.to(out_dtype), h.to(state_dtype)
 
 
 def _tile_sizes(u: Tensor, size: int) -> tuple[int, int, int]:
@@ -208,7 +220,7 @@ def _states(u, delta, rates, b, tile, at, before, work):
     moved = torch.mul(inputs, steps, out=work("moved", *inputs.shape))
     shape = (*inputs.shape[:2], *rates.shape)
     # Powers of 2 are several times cheaper than those of e on many CPUs.
-    decay = torch.mul(steps.unsqueeze(2), rates * math.log2(math.e), out=work("decay", *shape)).exp2_()
+    decay = torch.mul(steps.unsqueeze(2), rates * LOG2E, out=work("decay", *shape)).exp2_()
     rows = _rows(b, tile, work, "b")[..., None]
     states = work("states", shape[0] + 1, *shape[1:])
     if states is None:
