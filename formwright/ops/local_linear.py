@@ -22,7 +22,9 @@ lambda_i / omega_i is kept within 1e-5 and 1e7. Queries go block by block, each 
 
 Backends: "reference" is least squares by a QR decomposition for every query. "cholesky" forms A_i for a block of
 queries as one matrix product of p with products of key channels, and factors it. "cg" is the paper's: conjugate
-gradients of a fixed number of steps, whose products never form A_i.
+gradients of a fixed number of steps, whose products never form A_i. On one core in float32 (N = 1024, two heads,
+K = 64, forward) "cholesky" took 165 ms and was 5e-6 off; 32 steps took 161 ms and were 2e-2 off, 64 took 310 ms and were 5e-4
+off: "auto" is "cholesky".
 
 B batch, N queries, M keys, H heads, K key width, V value width.
 """
@@ -46,7 +48,7 @@ COLUMNS = 256  # keys whose channel products are held at once
 PIECE = 16  # channels whose products with those after them are formed together, so that few are formed twice
 FEW = 16  # up to so many queries in a block, each forms its matrix from the keys it weighs
 TILE = 2**19  # elements of scores and matrices held at once, of as many heads as fit
-KEPT_BYTES = 2**28  # factors are kept for backward up to this size, and formed again beyond
+KEPT_BYTES = 2**26  # factors are kept for backward up to this size, and formed again beyond
 LEAST, MOST = math.log(1e-5), math.log(1e7)
 
 
