@@ -6,7 +6,8 @@
 On Linux the kernel's high-water mark (VmHWM) is set back before the call, after the free memory of Python and the C
 library was returned. During the call glibc maps every block of 64 KiB and more by itself, so that freed blocks leave at
 once and the figure is of what lives, not of how a heap came to be cut; afterwards it maps blocks from 32 MiB, where its
-own adjustment ends in a process that uses large tensors.
+own adjustment ends in a process that uses large tensors. The call runs in a thread of its own, since glibc would first
+fill the holes that earlier work left in this thread's heap, and what fills a hole stays resident when freed.
 
 Where the mark can't be set back (some containers, macOS), that of the whole life of the process (ru_maxrss) has to do:
 it tells the peak only if the call needed more than anything before it; else the answer is None, unknown. The kernel
@@ -22,6 +23,7 @@ import re
 import resource
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -35,25 +37,37 @@ KIB = 1024
 def peak_memory(call: Callable[[], object], device: str | torch.device = "cpu", *, warm_up: bool = True) -> int | None:
     """Bytes that `call()` needs at its peak above what is resident when it begins; None where the system can't tell.
     With `warm_up` it is called once before, so that libraries' own first-time memory is not counted."""
-    if warm_up:
-        call()
     gc.collect()
     if torch.device(device).type == "cuda":
+        if warm_up:
+            call()
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    _return_free_memory()
-    with _blocks_apart():
-        if _reset_high_water():
-            before = _status("VmRSS")
-            call()
-            return max(0, _status("VmHWM") - before)
-        before, highest = _resident(), _highest_ever()
+    with _blocks_apart(), ThreadPoolExecutor(1) as thread:
+        gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+        def measured() -> int | None:
+            with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+                if warm_up:
+                    call()
+                _return_free_memory()
+                return _resident_peak(call)
+
+        return thread.submit(measured).result()
+
+
+def _resident_peak(call: Callable[[], object]) -> int | None:
+    if _reset_high_water():
+        before = _status("VmRSS")
         call()
-        after = _highest_ever()
+        return max(0, _status("VmHWM") - before)
+    before, highest = _resident(), _highest_ever()
+    call()
+    after = _highest_ever()
     return after - before if before is not None and after > highest else None
 
 
