@@ -23,8 +23,8 @@ lambda_i / omega_i is kept within 1e-5 and 1e7. Queries go block by block, each 
 Backends: "reference" is least squares by a QR decomposition for every query. "cholesky" forms A_i for a block of
 queries as one matrix product of p with products of key channels, and factors it. "cg" is the paper's: conjugate
 gradients of a fixed number of steps, whose products never form A_i. On one core in float32 (N = 1024, two heads,
-K = 64, forward) "cholesky" took 165 ms and was 5e-6 off; 32 steps took 161 ms and were 2e-2 off, 64 took 310 ms and were 5e-4
-off: "auto" is "cholesky".
+K = 64, forward) "cholesky" took 165 ms and was 5e-6 off; 32 steps took 161 ms and were 2e-2 off, 64 took 310 ms and
+were 5e-4 off: "auto" is "cholesky".
 
 B batch, N queries, M keys, H heads, K key width, V value width.
 """
