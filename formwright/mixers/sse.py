@@ -40,6 +40,16 @@ def low_rank(dim: int, rank: int, out: int, bias: bool = False) -> nn.Sequential
     return nn.Sequential(nn.Linear(dim, rank, bias=False), nn.Linear(rank, out, bias=bias))
 
 
+def exactly(x: Tensor, *layers: nn.Linear) -> Tensor:
+    """x through linear maps without bias, in float32 at least, so that rounding seldom decides a choice."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.to(wide)
+        for layer in layers:
+            x = F.linear(x, layer.weight.to(wide))
+    return x
+
+
 @register
 class SparseStateExpansion(TokenMixer):
     """Sparse State Expansion on gated linear attention: (B, N, D) -> (B, N, D), causal.
@@ -107,12 +117,9 @@ class SparseStateExpansion(TokenMixer):
         self.initial = learned_state(self, initial_state, 1 + partitions, *shape)
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B,N,D) -> the partitions each token chose (B,N,max(readers, writers)), the most wanted first; p (B,N,P).
-
-        Both in float32 at least, so that rounding seldom decides a choice."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
-            scores = F.linear(x.to(wide), self.router.weight.to(wide))
+        """x (B,N,D) -> the partitions each token chose (B,N,max(readers, writers)), the most wanted first; p (B,N,P)
+        in float32 at least."""
+        scores = exactly(x, self.router)
         return largest(scores.detach(), max(self.readers, self.writers)), scores.softmax(-1)
 
     def balance(self, x: Tensor) -> Tensor:
@@ -122,12 +129,21 @@ class SparseStateExpansion(TokenMixer):
         written = torch.zeros_like(p).scatter(2, choice[..., : self.writers], 1.0)
         return (p.mean((0, 1)) * written.mean((0, 1))).sum() * self.partitions / self.writers
 
-    def _keys(self, logits: Tensor) -> Tensor:
-        """Logits (B,N,H,K) -> how far a token belongs to each of K rows."""
+    def _keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B,N,D) -> how far each token belongs to each of K rows, for the shared state and for the partitions."""
+        if self.rows is None:
+            shared = self.key(x)
+            scores = shared, shared + self.key_shift(x)
+        else:
+            shared = exactly(x, self.key)
+            scores = shared, shared + exactly(x, *self.key_shift)
+        return tuple(self._belongs(t.unflatten(-1, (self.heads, -1))).to(x.dtype) for t in scores)
+
+    def _belongs(self, scores: Tensor) -> Tensor:
         if self.rows is not None:
-            kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, largest(logits.detach(), self.rows), True)
-            logits = logits.masked_fill(~kept, float("-inf"))
-        return logits.softmax(-1)
+            kept = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, largest(scores.detach(), self.rows), True)
+            scores = scores.masked_fill(~kept, float("-inf"))
+        return scores.softmax(-1)
 
     def _log_decay(self, x: Tensor, which: int) -> Tensor:
         """(B,N,H,K), in float32 at least; `which` is 0 for the shared state, 1 for the partitions."""
@@ -138,19 +154,16 @@ class SparseStateExpansion(TokenMixer):
         self, x: Tensor, state: tuple[Tensor, Tensor] | None, offsets: Tensor | None, last: bool
     ) -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
         shared, held = (None, None) if state is None else state
-        q, k, v = self.query(x), self.key(x), F.silu(self.value(x))
-        shifted = q + self.query_shift(x), k + self.key_shift(x)
-        v, *projected = (t.unflatten(-1, (self.heads, -1)) for t in (v, q, k, *shifted))
-        q, k, sparse_q, sparse_k = projected
+        q, v = self.query(x), F.silu(self.value(x))
+        q, sparse_q, v = (t.unflatten(-1, (self.heads, -1)) for t in (F.silu(q), F.silu(q + self.query_shift(x)), v))
+        k, sparse_k = self._keys(x)
         options = {"scale": self.head_dim**-0.5, "offsets": offsets, "backend": self.backend}
-        o, shared = linear_recurrence(
-            F.silu(q), self._keys(k), v, log_decay=self._log_decay(x, 0), state=shared, **options
-        )
+        o, shared = linear_recurrence(q, k, v, log_decay=self._log_decay(x, 0), state=shared, **options)
         choice, p = self.route(x)
         chosen = p.gather(-1, choice).to(v.dtype)
         sparse, held = sparse_state(
-            F.silu(sparse_q),
-            self._keys(sparse_k),
+            sparse_q,
+            sparse_k,
             v,
             choice,
             chosen[..., : self.readers],
