@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, Unsupported, element_size, parameter_count, split_heads
-from formwright.ops.attention import Distance, attention, macs
-from formwright.ops.masks import Causal, Mask, Window
+from formwright.mixers.cache import Cache, append, append_ring, empty_cache
+from formwright.mixers.scores import attend, attend_macs, looks_back
+from formwright.ops.attention import Distance, attention
+from formwright.ops.masks import Mask
 from formwright.parts import card_of, class_of, register
 
 
@@ -101,31 +103,25 @@ class Attention(TokenMixer):
         x, so that the causal cross pattern is the same."""
         if context is not None:
             context_layout = Layout((context.shape[1],)) if context_layout is None else context_layout
-        self._check(layout, context_layout, context is not None)
-        across = context_layout if context is not None else layout
+        self._check(layout, context_layout)
+        across = layout if context is None else context_layout
         q = self._queries(x, layout.positions(x.device))
         k, v = self._keys(x if context is None else context, across.positions(x.device))
         mask = self.mask if context is None else None
-        bias = self._bias(layout, x)
-        offsets = None if layout.offsets is None else (layout.offsets, across.offsets)
-        lengths = None if across.lengths is None else (layout.lengths if context is None else None, across.lengths)
-        if self.causal and context is None:
-            lengths = None  # padding comes after every token that counts
-        o = attention(q, k, v, mask=mask, bias=bias, offsets=offsets, lengths=lengths, backend=self.backend)
+        how = {"mask": mask, "bias": self._bias(layout, x), "backend": self.backend}
+        o = attend(q, k, v, layout, causal=self.causal, context_layout=context_layout, **how)
         return self.out(o.flatten(2))
 
-    def _check(self, layout: Layout, context_layout: Layout | None, cross: bool) -> None:
+    def _check(self, layout: Layout, context_layout: Layout | None) -> None:
         if self.window is not None and len(layout.grid) != 1:
             self.refuse("window", f"it counts places along one axis, but the grid has {len(layout.grid)}")
-        if cross and (layout.offsets is None) != (context_layout.offsets is None):
+        if context_layout is not None and (layout.offsets is None) != (context_layout.offsets is None):
             self.refuse("packed tokens", "tokens and context must both be packed, or neither")
 
     @property
     def mask(self) -> Mask | None:
         """What a token may attend to within its own sequence."""
-        parts = [Causal()] if self.causal else []
-        parts += [Window(self.window)] if self.window is not None else []
-        return parts[0] & parts[1] if len(parts) == 2 else (parts or [None])[0]
+        return looks_back(self.causal, self.window)
 
     def _queries(self, x: Tensor, positions: Tensor) -> Tensor:
         q = self.query(x).unflatten(-1, (self.heads, self.head_dim))
@@ -160,57 +156,29 @@ class Attention(TokenMixer):
         table = self.position.bias(distances, torch.zeros_like(distances[:1]))
         return Distance(table[..., 0].to(x.dtype), m - 1)
 
-    def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> dict[str, Any]:
-        """Keys and values (B, G, capacity, K), written in place as tokens come (so that a state given to `extend` is
-        spent: clone it to branch); a window keeps a ring of its own size. Without room they grow twofold."""
+    def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Cache:
+        """Keys and values (B, G, capacity, K); a window keeps a ring of its own size."""
         if not self.causal:
             self.refuse("extend", "only a causal part decodes; build with causal=True")
-        room = 0 if capacity is None else capacity
-        like = self.key.weight if like is None else like
-        shape = batch, self.kv_heads, room if self.window is None else min(room, self.window), self.head_dim
-        new = {"dtype": like.dtype, "device": like.device}
-        return {"keys": torch.zeros(shape, **new), "values": torch.zeros(shape, **new), "count": 0}
+        room = capacity if self.window is None else min(capacity or 0, self.window)
+        shape = batch, self.kv_heads, self.head_dim
+        return empty_cache(self.key.weight if like is None else like, room, keys=shape, values=shape)
 
-    def extend(self, x: Tensor, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def extend(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
         """x (B, T, D) -> outputs (B, T, D) and the state after them."""
         count, t = state["count"], x.shape[1]
         positions = torch.arange(count, count + t, device=x.device)[:, None]
         q = self._queries(x, positions)
-        new = [each.transpose(1, 2) for each in self._keys(x, positions)]
-        caches = [self._room(state[name], count + t, new[0]) for name in ("keys", "values")]
-        size = caches[0].shape[2]
-        if count + t <= size:
-            for cache, each in zip(caches, new, strict=True):
-                cache[:, :, count : count + t] = each
-            k, v = (cache[:, :, : count + t] for cache in caches)
-            mask = self.mask
-        elif t == 1 and self.role != "bias":
-            for cache, each in zip(caches, new, strict=True):
-                cache[:, :, count % size] = each[:, :, 0]
-            (k, v), mask = caches, None  # the ring holds just the window, and softmax heeds no order
+        new = dict(zip(("keys", "values"), (each.transpose(1, 2) for each in self._keys(x, positions)), strict=True))
+        if self.window is None:
+            seen, state = append(state, **new)
         else:
-            past = torch.arange(max(0, count - size + 1), count, device=x.device) % size
-            k, v = (torch.cat([cache[:, :, past], each], 2) for cache, each in zip(caches, new, strict=True))
-            last = min(t, size)
-            slots = torch.arange(count + t - last, count + t, device=x.device) % size
-            for cache, each in zip(caches, new, strict=True):
-                cache[:, :, slots] = each[:, :, t - last :]
-            mask = self.mask
-        k, v = k.transpose(1, 2), v.transpose(1, 2)
-        bias = self._cached_bias(k.shape[1], count, t, x)
-        o = attention(q, k, v, mask=mask, bias=bias, backend=self.backend)
-        return self.out(o.flatten(2)), {"keys": caches[0], "values": caches[1], "count": count + t}
-
-    def _room(self, cache: Tensor, needed: int, new: Tensor) -> Tensor:
-        """The cache itself, or a larger one where it is too small and may grow; a copy where gradients need the old."""
-        size = cache.shape[2]
-        most = needed if self.window is None else min(needed, self.window)
-        if size < most:
-            grown = max(most, 2 * size) if self.window is None else min(max(most, 2 * size), self.window)
-            larger = cache.new_zeros(*cache.shape[:2], grown, cache.shape[3])
-            larger[:, :, :size] = cache
-            return larger
-        return cache.clone() if torch.is_grad_enabled() and (new.requires_grad or cache.requires_grad) else cache
+            seen, state = append_ring(state, self.window, ordered=self.role == "bias", **new)
+        k, v = seen["keys"].transpose(1, 2), seen["values"].transpose(1, 2)
+        # A single token sees all that is left of a window, and softmax heeds no order.
+        mask = None if t == 1 else self.mask
+        o = attention(q, k, v, mask=mask, bias=self._cached_bias(k.shape[1], count, t, x), backend=self.backend)
+        return self.out(o.flatten(2)), state
 
     def _cached_bias(self, m: int, count: int, t: int, x: Tensor) -> Any:
         """The bias of the last t tokens towards the m keys that end with them."""
@@ -226,12 +194,9 @@ class Attention(TokenMixer):
         n, width = layout.tokens, self.head_dim
         m = n if context_layout is None else context_layout.tokens
         linear = batch * self.dim * 2 * (n * self.heads + m * self.kv_heads) * width
-        alone = context_layout is not None or layout.plain or (layout.lengths is not None and self.causal)
-        sizes = [(n, m, batch)] if alone else [(part.tokens, part.tokens, 1) for _, _, part in layout.sequences()]
-        heads = {"heads": self.heads, "kv_heads": self.kv_heads, "key_dim": width}
-        mask = self.mask if context_layout is None else None
-        what = {"mask": mask, "bias": self.role == "bias", "backend": self.backend}
-        products = sum(macs(queries, keys, **heads, **what, batch=rows) for queries, keys, rows in sizes)
+        how = {"mask": self.mask if context_layout is None else None, "bias": self.role == "bias"}
+        how |= {"heads": self.heads, "kv_heads": self.kv_heads, "key_dim": width, "backend": self.backend}
+        products = attend_macs(layout, batch, causal=self.causal, context_layout=context_layout, **how)
         slots = n if self.window is None else min(n, self.window)
         state = 2 * batch * self.kv_heads * slots * width * element_size(self) if self.causal else 0
         return Cost(parameter_count(self), linear + products, state)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from formwright.contract import Card, Cost, Layout, TokenMixer, split_heads
 from formwright.mixers import delta_rule
 from formwright.mixers.delta_rule import State, corrected, taps, value_width
-from formwright.mixers.sequences import learned_state, sequence_count  # noqa: F401 (sse reads the count here)
+from formwright.mixers.sequences import learned_state
 from formwright.parts import register
 
 

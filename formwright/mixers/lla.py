@@ -16,12 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count, split_heads
+from formwright.mixers.cache import Cache, append, empty_cache
 from formwright.ops.local_linear import local_linear_attention, macs, solves
 from formwright.parts import card_of, class_of, register
 
@@ -114,27 +114,23 @@ class LocalLinearAttention(TokenMixer):
         v = self.value(x).unflatten(-1, (self.heads, self.head_dim))
         return self._turned(self.key, self.key_norm, x, positions), v
 
-    def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> dict[str, Any]:
-        """Keys and values (B, H, capacity, K), written in place as tokens come (so that a state given to `extend` is
-        spent: clone it to branch). Without room they grow twofold."""
+    def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Cache:
+        """Keys and values (B, H, capacity, K)."""
         if not self.causal:
             self.refuse("extend", "only a causal part decodes; build with causal=True")
         like = self.key.weight if like is None else like
-        shape = batch, self.heads, 0 if capacity is None else capacity, self.head_dim
-        return {"keys": like.new_zeros(shape), "values": like.new_zeros(shape), "count": 0}
+        shape = batch, self.heads, self.head_dim
+        return empty_cache(like, capacity, keys=shape, values=shape)
 
-    def extend(self, x: Tensor, state: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def extend(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
         count, end = state["count"], state["count"] + x.shape[1]
         positions = torch.arange(count, end, device=x.device)[:, None]
         q = self._turned(self.query, self.query_norm, x, positions)
-        caches = []
-        for cache, new in zip((state["keys"], state["values"]), self._keys(x, positions), strict=True):
-            cache = _with_room(cache, end, new)
-            cache[:, :, count:end] = new.transpose(1, 2)
-            caches.append(cache)
-        k, v = (cache[:, :, :end].transpose(1, 2) for cache in caches)
+        keys, values = (each.transpose(1, 2) for each in self._keys(x, positions))
+        seen, state = append(state, keys=keys, values=values)
+        k, v = seen["keys"].transpose(1, 2), seen["values"].transpose(1, 2)
         o = local_linear_attention(q, k, v, self.ridge(x), causal=True, backend=self.backend)
-        return self.out(o.flatten(2)), {"keys": caches[0], "values": caches[1], "count": end}
+        return self.out(o.flatten(2)), state
 
     def cost(self, layout: Layout, batch: int = 1, context_layout: Layout | None = None) -> Cost:
         """Projections, and what the op computes for each sequence; with a context, of its tokens."""
@@ -150,13 +146,3 @@ class LocalLinearAttention(TokenMixer):
         systems = sum(solves(a, **heads, batch=rows) for a, _, rows in sizes)
         state = 2 * batch * n * width * element_size(self) if self.causal else 0
         return Cost(parameter_count(self), linear + products, state, systems)
-
-
-def _with_room(cache: Tensor, needed: int, new: Tensor) -> Tensor:
-    """The cache itself, or a larger one where it is too small; a copy where gradients need the old."""
-    size = cache.shape[2]
-    if size < needed:
-        larger = cache.new_zeros(*cache.shape[:2], max(needed, 2 * size), cache.shape[3])
-        larger[:, :, :size] = cache
-        return larger
-    return cache.clone() if torch.is_grad_enabled() and (new.requires_grad or cache.requires_grad) else cache
