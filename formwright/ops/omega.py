@@ -13,11 +13,11 @@ phi are the monomials of x up to a degree p, each degree weighted: phi(x) . phi(
 w_n^2 = 1/n! is the exponential's Taylor series; there are binomial(K+p, p) = F of them.
 
 "recurrent" is this definition. "chunked": let row r be a token i seen by a block (block + c - 1 rows each), and R_r its
-error gamma_i (v_i - M^T phi(k_i)) at that block's start. What an error adds to a memory later is a number: with D_ts =
+error v_i - M^T phi(k_i) at that block's start. What an error adds to a memory later is a number: with D_ts =
 sum_{s<=r<=t} (alpha_{r+1}..alpha_t) (theta_{s+1}..theta_r), a product of two triangular matrices, the row's weight in
-M_t is W_tr = sum over steps s <= t of its block, whose window holds i, of D_ts eta_s. Inside one chunk of some blocks
+M_t is W_tr = sum over steps s <= t of its block, whose window holds i, of D_ts eta_s gamma_i. In a chunk of some blocks
 
-    R_r = gamma_i (v_i - (a_n M + b_n S)^T phi_i - sum_r' W_nr' (phi_i . phi_r') R_r')     n the token before r's block
+    R_r = v_i - (a_n M + b_n S)^T phi_i - sum_r' W_nr' (phi_i . phi_r') R_r'              n the token before r's block
     o_t = (a_t M + b_t S)^T phi(q_t) + sum_r W_tr (phi(q_t) . phi_r) R_r
 
 M and S those before the chunk: a unit lower triangular system, none where the chunk is one block. Products of phi in
@@ -197,8 +197,9 @@ def macs(
             small, large = min(wide, value), max(wide, value)
             chunk += muon * size * (2 * small * small * large + small**3)
         else:
-            chunk += momentum * size * size * (size + 1) + (size + planes) * size * (piece.block + window - 1)
-            chunk += rows * key * (size + (rows if blocks > 1 else 0))
+            chunk += momentum * size * size * (size + 1)
+            chunk += (size + planes) * size * (piece.block + window - 1) if piece.block > 1 else 0
+            chunk += rows * (key + 1 + (key if degree > 1 else 0)) * (size + (rows if blocks > 1 else 0))
             reads = (keys + size) * planes if blocks > 1 else keys + size * planes
             chunk += wide * value * (reads + keys * planes) + size * rows * value
         total += -(-(piece.stop - piece.start) // size) * chunk
@@ -378,10 +379,14 @@ def _phi(x: Tensor, weights: Tensor) -> Tensor:
 
 def _kernel(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """phi(x) . phi(y) of x (B,H,n,R,K) against y (B,H,n,C,K): (B,H,n,R,C)."""
-    s = x @ y.mT
-    *lower, total = weights.square()[..., None, None, None].unbind(1)
-    for weight in reversed(lower):
-        total = weight + s * total
+    *lower, last, most = weights.square()[..., None, None, None].unbind(1)
+    # The innermost step of Horner's rule, last + most (x . y), is a product too.
+    ones = torch.ones_like(y[..., :1])
+    total = torch.cat([x * most, last.expand_as(x[..., :1])], -1) @ torch.cat([y, ones], -1).mT
+    if lower:
+        s = x @ y.mT
+        for weight in reversed(lower):
+            total = torch.addcmul(weight, s, total)
     return total
 
 
@@ -395,14 +400,14 @@ def _prepare(q, log_alpha, eta, log_theta, emit, keys, values, gamma, weights, b
     """All of some chunks that needs no memory, in the order of `_chunk`; planes are M and, with momentum, S.
 
     rows   the key of every row; None where the chunk is one block, whose rows are its keys
-    phi    (...,E+C,F) of keys and queries
-    target (...,R,V) gamma v;  known (...,R,planes) how much of what memories answer is taken off it
-    system (...,R,R) rows on earlier blocks' rows, below the diagonal; None where the chunk is one block
+    phi    (...,E+C,F) of keys and queries;  target (...,R,V) the values of rows
+    known  (...,R,planes) how much of the memories before the chunk there is at a row's block; None for one block
+    system (...,R,R) rows on earlier blocks' rows, below the diagonal; None for one block
     old    (...,C,planes) how much of the memories before the chunk there is at each token
     read   (...,C,R) rows on outputs;  write (...,R,planes) rows on the last memories
     hold   (...,1,1) how much of S is left of S; None without momentum
     """
-    size, momentum = q.shape[-2], log_theta is not None
+    size, ahead, momentum = q.shape[-2], block + window - 1, log_theta is not None
     keep, a = _decays(log_alpha)
     old = a.unsqueeze(-1)
     effect, carry, hold = keep, [], None
@@ -413,24 +418,24 @@ def _prepare(q, log_alpha, eta, log_theta, emit, keys, values, gamma, weights, b
         old = torch.cat([old, joined[..., -1:]], -1)
     # Before the first token nothing is written; the last token's row stands for M, the one after for S.
     effect = torch.cat([torch.zeros_like(keep[..., :1, :]), effect, *carry], -2) * eta.unsqueeze(-2)
-    effect = (effect.unflatten(-1, (-1, block)) @ _band(block, window, q)).flatten(-2)
-    phi = _phi(torch.cat([keys, q], -2), weights)
-    rows = system = None
-    if many:
-        rows, ahead = _seen_rows(size, block, window, q.device), block + window - 1
-        keys, values, gamma = (t.index_select(3, rows) for t in (keys, values, gamma))
-        system = effect[..., 0:size:block, :].repeat_interleave(ahead, -2) * _kernel(keys, keys, weights)
-        system = system * gamma.unsqueeze(-1)
-        start = F.pad(old, (0, 0, 1, 0))[..., 0:size:block, :]
-        first = torch.arange(start.shape[-2], device=q.device) == 0
-        whole = torch.arange(start.shape[-1], device=q.device) == 0
-        known = torch.where(first[:, None], whole.to(start.dtype), start).repeat_interleave(ahead, -2)
-        known = known * gamma.unsqueeze(-1)
+    if block == 1:
+        effect = effect.repeat_interleave(ahead, -1)
     else:
-        known = gamma.unsqueeze(-1)
+        effect = (effect.unflatten(-1, (-1, block)) @ _band(block, window, q)).flatten(-2)
+    phi = _phi(torch.cat([keys, q], -2), weights)
+    rows = known = system = None
+    if many:
+        rows = _seen_rows(size, block, window, q.device)
+        keys, values, gamma = (t.index_select(3, rows) for t in (keys, values, gamma))
+    effect = effect * gamma.unsqueeze(-2)
+    if many:
+        products = _kernel(keys, keys, weights).unflatten(-2, (-1, ahead))
+        system = (products * effect[..., 0:size:block, None, :]).flatten(-3, -2)
+        # Before the first token there is all of M and nothing of S.
+        first = torch.zeros_like(old[..., :1, :]).index_fill(-1, rows[:1], 1.0)
+        known = torch.cat([first, old], -2)[..., 0:size:block, :].repeat_interleave(ahead, -2)
     read = _kernel(q, keys, weights) * effect[..., 1 : size + 1, :]
-    target = gamma.unsqueeze(-1) * values
-    return rows, phi, target, known, system, old, read, effect[..., size:, :].mT, hold
+    return rows, phi, values, known, system, old, read, effect[..., size:, :].mT, hold
 
 
 def _chunk(memory, momentum, anchor, rows, phi, target, known, system, old, read, write, hold):
@@ -439,7 +444,7 @@ def _chunk(memory, momentum, anchor, rows, phi, target, known, system, old, read
     both = memory if momentum is None else torch.cat([memory, momentum], -1)
     keys, queries = phi.split([seen, size], -2)
     if rows is None:
-        error, asked = target - known * (keys @ anchor), queries @ both
+        error, asked = target - keys @ anchor, queries @ both
     else:
         told, asked = (phi @ both).split([seen, size], -2)
         right = target - _weighed(told.index_select(-2, rows), known)
@@ -481,12 +486,13 @@ def _muon_chunk(
     sums = (weight @ each).unflatten(-1, memory.shape[-2:])
     if log_theta is not None:
         sums = sums + held[..., None, None] * momentum.unsqueeze(2)
-        momentum = sums[:, :, -1]
+        momentum = sums[:, :, -1].clone()
     keep, a = _decays(log_alpha)
     steered = eta[..., None, None] * newton_schulz(sums, steps)
     memories = (keep @ steered.flatten(-2)).unflatten(-1, memory.shape[-2:]) + a[..., None, None] * memory.unsqueeze(2)
     o = (asked.unsqueeze(-2) @ memories).squeeze(-2)
-    return o, memories[:, :, -1], momentum
+    # Views would keep the memories of all tokens.
+    return o, memories[:, :, -1].clone(), momentum
 
 
 def _check(q, k, v, weights, gates, window, block, muon, form, backend) -> None:

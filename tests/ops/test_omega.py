@@ -177,9 +177,9 @@ def test_muon_keeps_no_memory_of_single_tokens_for_backward():
     qkv, gates = made(64)
     qkv[2].requires_grad_()
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.untyped_storage()) or t, lambda t: t):
         omega_rule(*qkv, **gates, window=2, block=16, muon=2)
-    assert max(kept) < 16 * B * H * omega.features(K, 2) * V
+    assert max(t.nbytes() for t in kept) < 16 * 8 * B * H * omega.features(K, 2) * V
 
 
 def test_mistakes_and_explanations():
