@@ -5,8 +5,9 @@
     out = W_out rmsnorm(y * silu(z))                            the norm over each of `groups` groups
 
 x has heads of head_dim; B and C have `groups` groups, shared by the heads of a group, of state_dim channels each. With
-gated_norm=False the last line is W_out (y * silu(z)), as in Falcon-H1, arXiv 2507.22448, 2025; with initial_state S_0
-is a parameter instead of 0.
+gated_norm=False the last line is W_out (y * silu(z)), as in Falcon-H1, arXiv 2507.22448, 2025; with norm_before_gate it
+is W_out (rmsnorm(y) * silu(z)). With least_step dt is max(softplus(dt + b), least_step), as in Zamba2's code, arXiv
+2411.15242, 2024, where it is 0.001; with initial_state S_0 is a parameter instead of 0.
 Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State Space Duality,
 arXiv 2405.21060, 2024.
 """
@@ -35,11 +36,19 @@ def decay_parameters(heads: int, low: float, high: float) -> tuple[nn.Parameter,
     return nn.Parameter(rate.log()), nn.Parameter(step + torch.log(-torch.expm1(-step)))
 
 
-def step_and_decay(dt: Tensor, a_log: Tensor, dt_bias: Tensor) -> tuple[Tensor, Tensor]:
-    """dt (B,N,H) -> the step softplus(dt + dt_bias) and log_decay = -exp(A_log) step, in float32 at least."""
+def step_and_decay(dt: Tensor, a_log: Tensor, dt_bias: Tensor, least: float = 0.0) -> tuple[Tensor, Tensor]:
+    """dt (B,N,H) -> the step softplus(dt + dt_bias), `least` at least, and log_decay = -exp(A_log) step, in float32 at
+    least."""
     wide = torch.promote_types(dt.dtype, torch.float32)
     step = F.softplus(dt.to(wide) + dt_bias.to(wide))
+    step = step.clamp(min=least) if least else step
     return step, -a_log.to(wide).exp() * step
+
+
+def to_heads(shared: Tensor, heads: int) -> Tensor:
+    """(B, N, G, K) -> (B, N, H, K), each of the G shared by H / G neighbouring heads."""
+    each = heads // shared.shape[2]
+    return shared[:, :, :, None].expand(-1, -1, -1, each, -1).flatten(2, 3)
 
 
 @register
@@ -69,26 +78,35 @@ class Mamba2(TokenMixer):
         groups: int = 1,
         short: int = 4,
         gated_norm: bool = True,
+        norm_before_gate: bool = False,
+        least_step: float = 0.0,
+        bias: bool = False,
         initial_state: bool = False,
         eps: float = 1e-5,
     ):
-        """heads of head_dim make the inner width, about expansion * dim where they are left open; eps is the norm's."""
+        """heads of head_dim make the inner width, about expansion * dim where they are left open; bias is that of
+        the two linear maps, eps the norm's."""
         super().__init__(dim, causal=causal)
         self.heads, self.head_dim = split_heads("mamba2", expansion * dim, heads, head_dim)
         if groups < 1 or self.heads % groups:
             raise ValueError(f"mamba2: groups={groups} must divide the {self.heads} heads")
         if state_dim < 1 or short < 1:
             raise ValueError(f"mamba2: state_dim={state_dim} and short={short} must be at least 1")
+        if norm_before_gate and not gated_norm:
+            raise ValueError("mamba2: norm_before_gate=True places a norm that gated_norm=False leaves out; drop one")
+        if least_step < 0:
+            raise ValueError(f"mamba2: least_step is {least_step}, but steps are never below 0; make it at least 0")
+        self.norm_before_gate, self.least_step = norm_before_gate, least_step
         self.state_dim, self.groups, self.short, self.eps = state_dim, groups, short, eps
         self.inner = self.heads * self.head_dim
         self.convolved = self.inner + 2 * groups * state_dim
-        self.inputs = nn.Linear(dim, self.inner + self.convolved + self.heads, bias=False)
+        self.inputs = nn.Linear(dim, self.inner + self.convolved + self.heads, bias=bias)
         self.conv_weight = nn.Parameter(torch.empty(self.convolved, short).uniform_(-(short**-0.5), short**-0.5))
         self.conv_bias = nn.Parameter(torch.empty(self.convolved).uniform_(-(short**-0.5), short**-0.5))
         self.a_log, self.dt_bias = decay_parameters(self.heads, 1.0, 16.0)
         self.skip = nn.Parameter(torch.ones(self.heads))
         self.norm_weight = nn.Parameter(torch.ones(self.inner)) if gated_norm else None
-        self.out = nn.Linear(self.inner, dim, bias=False)
+        self.out = nn.Linear(self.inner, dim, bias=bias)
         self.initial = learned_state(self, initial_state, self.heads, state_dim, self.head_dim)
 
     def _mix(
@@ -101,26 +119,26 @@ class Mamba2(TokenMixer):
         shared = self.groups * self.state_dim
         x, b, c = F.silu(mixed).split([self.inner, shared, shared], -1)
         x = x.unflatten(-1, (self.heads, self.head_dim))
-        step, log_decay = step_and_decay(dt, self.a_log, self.dt_bias)
+        b, c = (to_heads(t.unflatten(-1, (self.groups, -1)), self.heads) for t in (b, c))
+        step, log_decay = step_and_decay(dt, self.a_log, self.dt_bias, self.least_step)
         y, state = linear_recurrence(
-            self._to_heads(c),
-            self._to_heads(b),
+            c,
+            b,
             x * step[..., None].to(x.dtype),
             log_decay=log_decay,
             state=state,
             offsets=offsets,
             backend=self.backend,
         )
-        y = (y + self.skip[:, None] * x).flatten(2) * F.silu(z)
-        if self.norm_weight is not None:
-            y = F.rms_norm(y.unflatten(-1, (self.groups, -1)), (self.inner // self.groups,), eps=self.eps)
-            y = y.flatten(2) * self.norm_weight
+        y, gate = (y + self.skip[:, None] * x).flatten(2), F.silu(z)
+        y = self._normed(y) * gate if self.norm_before_gate else self._normed(y * gate)
         return self.out(y), (last, state)
 
-    def _to_heads(self, shared: Tensor) -> Tensor:
-        """(B, N, groups * state_dim) -> (B, N, H, state_dim), each group shared by its heads."""
-        split = shared.unflatten(-1, (self.groups, 1, self.state_dim))
-        return split.expand(-1, -1, -1, self.heads // self.groups, -1).flatten(2, 3)
+    def _normed(self, y: Tensor) -> Tensor:
+        if self.norm_weight is None:
+            return y
+        y = F.rms_norm(y.unflatten(-1, (self.groups, -1)), (self.inner // self.groups,), eps=self.eps)
+        return y.flatten(2) * self.norm_weight
 
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None

@@ -141,24 +141,39 @@ def test_gla_step_by_step(x):
     check(m, x, m.out(o * F.silu(m.gate(x))))
 
 
-@pytest.mark.parametrize(("groups", "normed"), [(1, True), (2, True), (2, False)])
-def test_mamba2_step_by_step(x, groups, normed):
-    m = built(Mamba2, heads=4, head_dim=8, state_dim=5, groups=groups, gated_norm=normed)
+MAMBA2_OPTIONS = [
+    {},
+    {"groups": 2},
+    {"groups": 2, "gated_norm": False},
+    {"groups": 2, "norm_before_gate": True},
+    {"least_step": 0.01, "bias": True},
+]
+
+
+@pytest.mark.parametrize("options", MAMBA2_OPTIONS)
+def test_mamba2_step_by_step(x, options):
+    m = built(Mamba2, heads=4, head_dim=8, state_dim=5, **options)
+    groups = m.groups
     z, mixed, dt = m.inputs(x).split([m.inner, m.convolved, 4], -1)
     u, b, c = F.silu(conv(mixed, m.conv_weight, m.conv_bias)).split([m.inner, 5 * groups, 5 * groups], -1)
     u = heads(u, 4)
     b, c = (heads(t, groups).repeat_interleave(4 // groups, 2) for t in (b, c))
     dt = F.softplus(dt + m.dt_bias)
+    held = (dt < m.least_step).double().mean()
+    assert 0.1 < held < 0.9 if m.least_step else held == 0
+    dt = torch.where(dt < m.least_step, m.least_step, dt)
     s, outs = torch.zeros(2, 4, 8, 5, dtype=torch.float64), []
     for t in range(N):
         s = torch.exp(-m.a_log.exp() * dt[:, t])[..., None, None] * s
         s = s + torch.einsum("bh,bhp,bhn->bhpn", dt[:, t], u[:, t], b[:, t])
         outs.append(torch.einsum("bhpn,bhn->bhp", s, c[:, t]) + m.skip[:, None] * u[:, t])
-    y = torch.stack(outs, 1).flatten(2) * F.silu(z)
-    if normed:
+    y = torch.stack(outs, 1).flatten(2)
+    y = y if m.norm_before_gate else y * F.silu(z)
+    if m.norm_weight is not None:
         y = y.unflatten(-1, (groups, -1))
         y = (y / torch.sqrt(y.square().mean(-1, keepdim=True) + m.eps)).flatten(2) * m.norm_weight
-    check(m, x, m.out(y))
+    y = y * F.silu(z) if m.norm_before_gate else y
+    check(m, x, y @ m.out.weight.T + (0 if m.out.bias is None else m.out.bias))
 
 
 @pytest.mark.parametrize("negative", [False, True])
@@ -215,6 +230,8 @@ def test_mistakes_are_told():
         (GLA, {"gate_rank": 0}, "gate_rank"),
         (Mamba2, {"groups": 7}, "groups=7"),
         (Mamba2, {"state_dim": 0}, "state_dim"),
+        (Mamba2, {"gated_norm": False, "norm_before_gate": True}, "drop one"),
+        (Mamba2, {"least_step": -0.1}, "least_step"),
         (GatedDeltaNet, {"short": 0}, "short"),
         (Based, {"feature_dim": 0}, "feature_dim"),
     ):

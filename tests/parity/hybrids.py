@@ -1,7 +1,7 @@
 """Recurrent layers of further hybrid models in Hugging Face transformers that are mixers of ours, some under an option.
 
-Limits of the time step are left open (Zamba2 and Nemotron-H have a least one), the forget gate's lower bound of GLM is
-left out: our mixers have neither.
+Zamba2's and Nemotron-H's least time step is 0.001; random weights of a test would seldom reach it, so that it is larger
+here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from formwright.mixers.gated_deltanet import GatedDeltaNet
 from formwright.mixers.kda import KimiDeltaAttention
 from formwright.mixers.mamba2 import Mamba2
 
+LEAST_STEP = 0.4
 LINEAR = {"num_hidden_layers": 1, "layer_types": ["linear_attention"]}
 
 
@@ -47,7 +48,7 @@ def nemotron_h() -> nn.Module:
 
     config = NemotronHConfig(
         hidden_size=32, mamba_num_heads=6, mamba_head_dim=8, n_groups=3, ssm_state_size=16, chunk_size=64,
-        time_step_min=0.0, layer_norm_epsilon=1e-5, layers_block_type=["mamba"],
+        time_step_min=LEAST_STEP, layer_norm_epsilon=1e-5, use_bias=True, layers_block_type=["mamba"],
     )  # fmt: skip
     return NemotronHMamba2Mixer(config, 0)
 
@@ -57,7 +58,7 @@ def zamba2() -> nn.Module:
 
     config = Zamba2Config(
         hidden_size=32, n_mamba_heads=8, mamba_headdim=8, mamba_ngroups=2, mamba_d_state=16, mamba_expand=2,
-        chunk_size=64, time_step_min=0.0, num_hidden_layers=1, layers_block_type=["mamba"],
+        chunk_size=64, time_step_min=LEAST_STEP, num_hidden_layers=1, layers_block_type=["mamba"],
     )  # fmt: skip
     return Zamba2MambaMixer(config, 0)
 
@@ -113,16 +114,16 @@ def glm5_next() -> nn.Module:
     return Glm5NextTextLinearAttention(config, 0)
 
 
-def grouped(heads: int, groups: int) -> partial:
-    return partial(Mamba2, 32, heads=heads, head_dim=8, state_dim=16, groups=groups)
+def grouped(heads: int, groups: int, **options) -> partial:
+    return partial(Mamba2, 32, heads=heads, head_dim=8, state_dim=16, groups=groups, **options)
 
 
 GATED = partial(GatedDeltaNet, 32, heads=4, head_dim=8, expansion=1.5)
 HYBRIDS = {
     "bamba": Pair(bamba, grouped(8, 2), mamba2_weights),
     "granitemoehybrid": Pair(granite, grouped(8, 1), mamba2_weights),
-    "nemotron_h": Pair(nemotron_h, grouped(6, 3), mamba2_weights),
-    "zamba2": Pair(zamba2, grouped(8, 2), mamba2_weights),
+    "nemotron_h": Pair(nemotron_h, grouped(6, 3, least_step=LEAST_STEP, bias=True), mamba2_weights),
+    "zamba2": Pair(zamba2, grouped(8, 2, least_step=LEAST_STEP), mamba2_weights),
     "qwen3_5": Pair(partial(qwen3_5, 4, 4), GATED, qwen3_5_weights),
     "qwen3_5, shared keys": Pair(partial(qwen3_5, 2, 4), GATED, qwen3_5_weights),
     "qwen4_exp, shared keys": Pair(partial(qwen4, 2, 4), GATED, qwen3_5_weights),

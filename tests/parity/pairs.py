@@ -61,18 +61,23 @@ def mamba2(groups: int) -> nn.Module:
 
 def mamba2_weights(m: nn.Module) -> dict[str, Tensor]:
     norm = {} if isinstance(m.norm, nn.Identity) else {"norm_weight": m.norm.weight}
-    return norm | {
-        "inputs.weight": m.in_proj.weight,
-        "conv_weight": m.conv1d.weight[:, 0],
-        "conv_bias": m.conv1d.bias,
-        "a_log": m.A_log,
-        "dt_bias": m.dt_bias,
-        "skip": m.D,
-        "out.weight": m.out_proj.weight,
-    }
+    bias = {} if m.in_proj.bias is None else {"inputs.bias": m.in_proj.bias, "out.bias": m.out_proj.bias}
+    return (
+        norm
+        | bias
+        | {
+            "inputs.weight": m.in_proj.weight,
+            "conv_weight": m.conv1d.weight[:, 0],
+            "conv_bias": m.conv1d.bias,
+            "a_log": m.A_log,
+            "dt_bias": m.dt_bias,
+            "skip": m.D,
+            "out.weight": m.out_proj.weight,
+        }
+    )
 
 
-def falcon_h1(normed: bool) -> nn.Module:
+def falcon_h1(normed: bool, before: bool = False, bias: bool = False) -> nn.Module:
     from transformers.models.falcon_h1.modeling_falcon_h1 import FalconH1Config, FalconH1Mixer, compute_mup_vector
 
     config = FalconH1Config(
@@ -84,7 +89,9 @@ def falcon_h1(normed: bool) -> nn.Module:
         mamba_d_state=16,
         mamba_chunk_size=64,
         mamba_rms_norm=normed,
-        mamba_norm_before_gate=False,
+        mamba_norm_before_gate=before,
+        mamba_proj_bias=bias,
+        projectors_bias=bias,
         num_hidden_layers=1,
         ssm_multipliers=[0.5, 0.7, 1.1, 1.3, 0.9],
         ssm_in_multiplier=1.25,
@@ -96,9 +103,9 @@ def falcon_h1(normed: bool) -> nn.Module:
 
 def falcon_h1_weights(m: nn.Module) -> dict[str, Tensor]:
     """Their multipliers of the input and of its projections are part of our projection."""
-    return mamba2_weights(m) | {
-        "inputs.weight": m.in_proj.weight * m.mup_vector.flatten()[:, None] * m.ssm_in_multiplier
-    }
+    each = m.mup_vector.flatten()
+    bias = {} if m.in_proj.bias is None else {"inputs.bias": m.in_proj.bias * each}
+    return mamba2_weights(m) | bias | {"inputs.weight": m.in_proj.weight * each[:, None] * m.ssm_in_multiplier}
 
 
 def qwen3_next(key_heads: int, value_heads: int) -> nn.Module:
@@ -262,6 +269,11 @@ PAIRS = {
     "mamba2 in groups": Pair(partial(mamba2, 2), partial(Mamba2, 32, heads=4, state_dim=24, groups=2), mamba2_weights),
     "falcon_h1": Pair(partial(falcon_h1, False), partial(Mamba2, 32, **FALCON, gated_norm=False), falcon_h1_weights),
     "falcon_h1, normed": Pair(partial(falcon_h1, True), partial(Mamba2, 32, **FALCON), falcon_h1_weights),
+    "falcon_h1, normed before the gate, biases": Pair(
+        partial(falcon_h1, True, True, True),
+        partial(Mamba2, 32, **FALCON, norm_before_gate=True, bias=True),
+        falcon_h1_weights,
+    ),
     "qwen3_next": Pair(
         partial(qwen3_next, 4, 4), partial(GatedDeltaNet, 32, heads=4, head_dim=8, expansion=1.5), qwen3_next_weights
     ),
