@@ -5,6 +5,8 @@ have in common.
     beta_t = sigmoid(W_b x_t), or twice that
     S' = diag(exp(g_t)) S_{t-1},   S_t = S' + beta_t k_t (v_t - S'^T k_t)^T,   o_t = S_t^T q_t / sqrt(K)
 
+Where `keys` holds fewer heads than `values`, neighbouring heads share theirs.
+
 The functions, three of which are methods, read their mixer's widths and parameters by name: heads, head_dim, value_dim,
 keys, values, convolved, short, negative_eigenvalues; inputs, conv_weight, beta, initial.
 """
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from formwright.contract import Cost, Layout, TokenMixer, element_size, parameter_count
 from formwright.mixers.linear_attention import packed_lengths
+from formwright.mixers.mamba2 import to_heads
 from formwright.mixers.sequences import first_state, state_before
 from formwright.ops import recurrence
 from formwright.ops.convolution import short_convolution, short_flops
@@ -53,12 +56,12 @@ def corrected(
     mixed, last = short_convolution(
         mixer.inputs(x), mixer.conv_weight, state=last, offsets=offsets, backend=mixer.backend
     )
-    parts = F.silu(mixed).split([mixer.keys, mixer.keys, mixer.values], -1)
-    q, k, v = (part.unflatten(-1, (mixer.heads, -1)) for part in parts)
+    q, k, v = F.silu(mixed).split([mixer.keys, mixer.keys, mixer.values], -1)
+    q, k = (to_heads(unit_length(t.unflatten(-1, (-1, mixer.head_dim))), mixer.heads) for t in (q, k))
     o, state = linear_recurrence(
-        unit_length(q),
-        unit_length(k),
-        v,
+        q,
+        k,
+        v.unflatten(-1, (mixer.heads, -1)),
         log_decay=log_decay,
         beta=torch.sigmoid(mixer.beta(x)) * (2 if mixer.negative_eigenvalues else 1),
         scale=mixer.head_dim**-0.5,
@@ -94,6 +97,6 @@ def cost(mixer: TokenMixer, layout: Layout, batch: int, linear: int, log_decay: 
     maps = batch * n * (mixer.dim * (mixer.convolved + mixer.heads) + linear)
     shape = batch, n, mixer.heads, mixer.head_dim, mixer.value_dim
     products = recurrence.macs(*shape, log_decay=log_decay, beta=True, lengths=packed_lengths(layout))
-    held = (mixer.short - 1) * mixer.convolved + mixer.keys * mixer.value_dim
+    held = (mixer.short - 1) * mixer.convolved + mixer.heads * mixer.head_dim * mixer.value_dim
     taps_flops = short_flops(n, mixer.convolved, mixer.short, batch)
     return Cost(parameter_count(mixer), maps + products, batch * held * element_size(mixer), taps_flops)

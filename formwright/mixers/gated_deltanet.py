@@ -5,6 +5,7 @@
     S_t = alpha_t S_{t-1} + beta_t k_t (v_t - alpha_t S_{t-1}^T k_t)^T,    o_t = S_t^T q_t / sqrt(K)
     y_t = W_o (rmsnorm(o_t) * silu(W_g x_t))                              the norm over each head, with a scale
 
+With key_heads there are fewer heads of q and k than of v, each shared by neighbours, as in Qwen3-Next: 16 beside 32.
 With negative_eigenvalues beta reaches up to 2, so that a state may be reflected as well as erased; with initial_state
 S_0 is a parameter instead of 0.
 Gated Delta Networks: Improving Mamba2 with Delta Rule, arXiv 2412.06464, 2024; negative eigenvalues: Unlocking
@@ -47,6 +48,7 @@ class GatedDeltaNet(TokenMixer):
         causal: bool = False,
         heads: int | None = None,
         head_dim: int | None = None,
+        key_heads: int | None = None,
         expansion: float = 2.0,
         short: int = 4,
         negative_eigenvalues: bool = False,
@@ -54,16 +56,20 @@ class GatedDeltaNet(TokenMixer):
         eps: float = 1e-5,
     ):
         """head_dim is the width of a head's keys; its values are `expansion` times as wide. All keys together are 3/4
-        of dim wide where that is left open, as in the paper, so that the mixer has about 6 dim^2 parameters."""
+        of dim wide where that is left open, as in the paper, so that the mixer has about 6 dim^2 parameters. key_heads
+        divides the heads, all of them without it."""
         super().__init__(dim, causal=causal)
         if head_dim is None:
             head_dim = None if heads is None else max(8, math.ceil(0.75 * dim / heads / 8) * 8)
         elif heads is None:
             heads = max(1, round(0.75 * dim / head_dim))
         self.heads, self.head_dim = split_heads("gated_deltanet", max(1, 3 * dim // 4), heads, head_dim)
+        key_heads = self.heads if key_heads is None else key_heads
+        if key_heads < 1 or self.heads % key_heads:
+            raise ValueError(f"gated_deltanet: key_heads={key_heads} must divide the {self.heads} heads")
         self.value_dim = value_width(self, expansion, short)
         self.short, self.negative_eigenvalues = short, negative_eigenvalues
-        self.keys, self.values = self.heads * self.head_dim, self.heads * self.value_dim
+        self.keys, self.values = key_heads * self.head_dim, self.heads * self.value_dim
         self.convolved = 2 * self.keys + self.values
         self.inputs = nn.Linear(dim, self.convolved, bias=False)
         self.conv_weight = taps(self.convolved, short)

@@ -176,15 +176,21 @@ def test_mamba2_step_by_step(x, options):
     check(m, x, y @ m.out.weight.T + (0 if m.out.bias is None else m.out.bias))
 
 
-@pytest.mark.parametrize("negative", [False, True])
-def test_gated_deltanet_step_by_step(x, negative):
-    m = built(GatedDeltaNet, heads=2, head_dim=8, negative_eigenvalues=negative)
+@pytest.mark.parametrize("options", [{}, {"negative_eigenvalues": True}, {"key_heads": 2}, {"key_heads": 1}])
+def test_gated_deltanet_step_by_step(x, options):
+    m = built(GatedDeltaNet, heads=4, head_dim=8, **options)
+    keys = options.get("key_heads", 4)
     mixed = F.silu(conv(m.inputs(x), m.conv_weight))
-    q, k, v = (heads(t, 2) for t in mixed.split([16, 16, 32], -1))
+    q, k, v = mixed.split([8 * keys, 8 * keys, 64], -1)
+    q, k, v = (
+        heads(q, keys).repeat_interleave(4 // keys, 2),
+        heads(k, keys).repeat_interleave(4 // keys, 2),
+        heads(v, 4),
+    )
     q, k = (t / torch.sqrt(t.square().sum(-1, keepdim=True) + 1e-6) for t in (q, k))
-    beta = torch.sigmoid(m.beta(x)) * (1 + negative)
+    beta = torch.sigmoid(m.beta(x)) * (1 + m.negative_eigenvalues)
     alpha = torch.exp(-m.a_log.exp() * F.softplus(m.alpha(x) + m.dt_bias))
-    s, outs = torch.zeros(2, 2, 8, 16, dtype=torch.float64), []
+    s, outs = torch.zeros(2, 4, 8, 16, dtype=torch.float64), []
     for t in range(N):
         s = alpha[:, t, :, None, None] * s
         error = v[:, t] - torch.einsum("bhkv,bhk->bhv", s, k[:, t])
@@ -233,6 +239,8 @@ def test_mistakes_are_told():
         (Mamba2, {"gated_norm": False, "norm_before_gate": True}, "drop one"),
         (Mamba2, {"least_step": -0.1}, "least_step"),
         (GatedDeltaNet, {"short": 0}, "short"),
+        (GatedDeltaNet, {"heads": 4, "key_heads": 3}, "key_heads=3"),
+        (GatedDeltaNet, {"key_heads": 0}, "key_heads=0"),
         (Based, {"feature_dim": 0}, "feature_dim"),
     ):
         with pytest.raises(ValueError, match=word):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 from pairs import Pair, kimi_linear_weights, mamba2_weights
 from torch import Tensor, nn
 
@@ -84,17 +83,9 @@ def qwen4(key_heads: int, value_heads: int) -> nn.Module:
 
 
 def qwen3_5_weights(m: nn.Module) -> dict[str, Tensor]:
-    """A key head that serves several value heads stands in ours once for each."""
-    each, sizes = m.num_v_heads // m.num_k_heads, [m.key_dim, m.key_dim, m.value_dim]
-
-    def served(joint: Tensor) -> Tensor:
-        q, k, v = joint.split(sizes)
-        q, k = (rows.unflatten(0, (m.num_k_heads, -1)).repeat_interleave(each, 0).flatten(0, 1) for rows in (q, k))
-        return torch.cat([q, k, v])
-
     return {
-        "inputs.weight": served(m.in_proj_qkv.weight),
-        "conv_weight": served(m.conv1d.weight[:, 0]),
+        "inputs.weight": m.in_proj_qkv.weight,
+        "conv_weight": m.conv1d.weight[:, 0],
         "alpha.weight": m.in_proj_a.weight,
         "beta.weight": m.in_proj_b.weight,
         "a_log": m.A_log,
@@ -125,7 +116,7 @@ HYBRIDS = {
     "nemotron_h": Pair(nemotron_h, grouped(6, 3, least_step=LEAST_STEP, bias=True), mamba2_weights),
     "zamba2": Pair(zamba2, grouped(8, 2, least_step=LEAST_STEP), mamba2_weights),
     "qwen3_5": Pair(partial(qwen3_5, 4, 4), GATED, qwen3_5_weights),
-    "qwen3_5, shared keys": Pair(partial(qwen3_5, 2, 4), GATED, qwen3_5_weights),
-    "qwen4_exp, shared keys": Pair(partial(qwen4, 2, 4), GATED, qwen3_5_weights),
+    "qwen3_5, shared keys": Pair(partial(qwen3_5, 2, 4), partial(GATED, key_heads=2), qwen3_5_weights),
+    "qwen4_exp, shared keys": Pair(partial(qwen4, 2, 4), partial(GATED, key_heads=2), qwen3_5_weights),
     "glm5_next": Pair(glm5_next, partial(KimiDeltaAttention, 32, heads=3, head_dim=8), kimi_linear_weights),
 }

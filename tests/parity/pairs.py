@@ -125,20 +125,14 @@ def qwen3_next(key_heads: int, value_heads: int) -> nn.Module:
 
 
 def qwen3_next_weights(m: nn.Module) -> dict[str, Tensor]:
-    """Their projection holds q, k, v and the gate of each key head together; a key head that serves several value heads
-    stands in ours once for each."""
+    """Their projection holds q, k, v and the gate of each key head together."""
     k, v, each = m.head_k_dim, m.head_v_dim, m.num_v_heads // m.num_k_heads
     joint = m.in_proj_qkvz.weight.unflatten(0, (m.num_k_heads, -1))
     query, key, value, gate = joint.split([k, k, each * v, each * v], 1)
     beta, alpha = m.in_proj_ba.weight.unflatten(0, (m.num_k_heads, -1)).split([each, each], 1)
-    conv_q, conv_k, conv_v = m.conv1d.weight[:, 0].split([m.key_dim, m.key_dim, m.value_dim])
-
-    def served(rows: Tensor) -> Tensor:
-        return rows.unflatten(0, (m.num_k_heads, k)).repeat_interleave(each, 0).flatten(0, 1)
-
     return {
-        "inputs.weight": torch.cat([served(query.flatten(0, 1)), served(key.flatten(0, 1)), value.flatten(0, 1)]),
-        "conv_weight": torch.cat([served(conv_q), served(conv_k), conv_v]),
+        "inputs.weight": torch.cat([query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)]),
+        "conv_weight": m.conv1d.weight[:, 0],
         "alpha.weight": alpha.flatten(0, 1),
         "beta.weight": beta.flatten(0, 1),
         "a_log": m.A_log,
@@ -278,7 +272,9 @@ PAIRS = {
         partial(qwen3_next, 4, 4), partial(GatedDeltaNet, 32, heads=4, head_dim=8, expansion=1.5), qwen3_next_weights
     ),
     "qwen3_next, shared keys": Pair(
-        partial(qwen3_next, 2, 4), partial(GatedDeltaNet, 32, heads=4, head_dim=8, expansion=1.5), qwen3_next_weights
+        partial(qwen3_next, 2, 4),
+        partial(GatedDeltaNet, 32, heads=4, key_heads=2, head_dim=8, expansion=1.5),
+        qwen3_next_weights,
     ),
     "olmo_hybrid": Pair(partial(olmo_hybrid, False), partial(GatedDeltaNet, 32, **GATED), olmo_hybrid_weights),
     "olmo_hybrid, negative eigenvalues": Pair(
