@@ -31,7 +31,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -115,7 +116,10 @@ def omega_rule(
         seen = [torch.cat([old.to(new.dtype), new], 1) for old, new in zip(state[3:6], (k, v, gamma), strict=True)]
         tokens += [t.to(dtype).transpose(1, 2) for t in seen]
         memories = [None if t is None else t.to(dtype) for t in state[:3]]
-        run = _steps if backend == "reference" or form == "recurrent" else _chunks
+        if backend == "reference" or form == "recurrent":
+            run = _steps
+        else:
+            run = partial(_steps, expand=_phi) if form == "auto" and q.shape[1] == 1 else _chunks
         o, memory, momentum, anchor = run(tokens, weights.to(dtype), *memories, state.position, window, block, muon)
         position = (state.position + q.shape[1]) % block
         # Between two blocks the next gradients are taken at the memory there is.
@@ -163,6 +167,8 @@ def explain(
         return "recurrent: backend='reference' asks for the definition, one token after another"
     if form == "recurrent":
         return "recurrent in PyTorch: form='recurrent' was asked for"
+    if tokens == 1 and form == "auto":
+        return "recurrent in PyTorch: a single token needs one step of the definition"
     size = max(piece.size for piece in _pieces(tokens, 0, window, block, muon))
     if muon:
         return f"chunked in PyTorch: the memories of {size} tokens at once, {muon} steps of Newton-Schulz for each"
@@ -183,10 +189,14 @@ def macs(
     block: int = 1,
     muon: int = 0,
 ) -> int:
-    """Multiply-adds of the chunked form's matrix products from the first token on, as torch's FlopCounterMode counts
+    """Multiply-adds of the matrix products, form "auto", from the first token on, as torch's FlopCounterMode counts
     them (it leaves out triangular systems, see `flops`)."""
     wide, planes, total = features(key, degree), 1 + momentum, 0
     select = sum(n * (features(key, n) - features(key, n - 1)) for n in range(2, degree + 1))
+    small, large = min(wide, value), max(wide, value)
+    polished = muon * (2 * small * small * large + small**3)
+    if tokens == 1:
+        return batch * heads * ((window + 1) * key * select + (2 * window + 1) * wide * value + polished)
     for piece in _pieces(tokens, 0, window, block, muon):
         size, blocks = piece.size, piece.size // piece.block
         keys, rows = size + window - 1, blocks * (piece.block + window - 1)
@@ -194,8 +204,7 @@ def macs(
         if muon:
             chunk += momentum * size * size * keys + keys * wide * value
             chunk += size * wide * value * (keys + size + 1)
-            small, large = min(wide, value), max(wide, value)
-            chunk += muon * size * (2 * small * small * large + small**3)
+            chunk += size * polished
         else:
             chunk += momentum * size * size * (size + 1)
             chunk += (size + planes) * size * (piece.block + window - 1) if piece.block > 1 else 0
@@ -244,32 +253,42 @@ def _pieces(tokens: int, position: int, window: int, block: int, muon: int) -> l
 
 def _monomials(width: int, degree: int) -> tuple[list[list[int]], list[float]]:
     """The monomials of a degree as sorted variables, and the square roots of how often each is in (x . y)^degree."""
-    chosen: list[list[int]] = [[]]
+    # With each the product of factorials of how often a variable stands in it, and how often the last one does.
+    chosen: list[tuple[list[int], int, int]] = [([], 1, 0)]
     for _ in range(degree):
-        chosen = [[*few, i] for few in chosen for i in range(few[-1] if few else 0, width)]
-    orders = [math.prod([math.factorial(few.count(i)) for i in range(width)]) for few in chosen]
-    return chosen, [math.sqrt(math.factorial(degree) / repeats) for repeats in orders]
+        grown = []
+        for few, repeats, run in chosen:
+            first = few[-1] if few else 0
+            for i in range(first, width):
+                again = run + 1 if i == first else 1
+                grown.append(([*few, i], repeats * again, again))
+        chosen = grown
+    times = math.factorial(degree)
+    return [few for few, _, _ in chosen], [math.sqrt(times / repeats) for _, repeats, _ in chosen]
 
 
-def _steps(tokens, weights, memory, momentum, anchor, position, window, block, muon):
+def _defined(x: Tensor, weights: Tensor) -> Tensor:
+    """phi(x) of x (B,H,C,K), monomial by monomial."""
+    found = []
+    for n in range(weights.shape[-1]):
+        for few, root in zip(*_monomials(x.shape[-1], n), strict=True):
+            product = torch.ones_like(x[..., 0])
+            for i in few:
+                product = product * x[..., i]
+            found.append(weights[:, n, None] * root * product)
+    return torch.stack(found, -1)
+
+
+def _steps(
+    tokens, weights, memory, momentum, anchor, position, window, block, muon, expand: Callable[..., Tensor] = _defined
+):
     q, log_alpha, eta, log_theta, keys, values, gammas = tokens
-    degree, outs = weights.shape[-1] - 1, []
-
-    def phi(x: Tensor) -> Tensor:
-        found = []
-        for n in range(degree + 1):
-            for few, root in zip(*_monomials(x.shape[-1], n), strict=True):
-                product = torch.ones_like(x[..., 0])
-                for i in few:
-                    product = product * x[..., i]
-                found.append(weights[:, n, None] * root * product)
-        return torch.stack(found, -1)
-
+    outs = []
     for t in range(q.shape[2]):
         if (position + t) % block == 0:
             anchor = memory
         # Keys begin window - 1 tokens before q.
-        near = phi(keys[:, :, t : t + window])
+        near = expand(keys[:, :, t : t + window], weights)
         error = gammas[:, :, t : t + window, None] * (values[:, :, t : t + window] - near @ anchor)
         step = eta[:, :, t, None, None] * (near.mT @ error)
         if log_theta is not None:
@@ -277,7 +296,7 @@ def _steps(tokens, weights, memory, momentum, anchor, position, window, block, m
         if muon:
             step = eta[:, :, t, None, None] * newton_schulz(step, muon)
         memory = log_alpha[:, :, t].exp()[..., None, None] * memory + step
-        outs.append(phi(q[:, :, t, None]) @ memory)
+        outs.append(expand(q[:, :, t, None], weights) @ memory)
     return torch.cat(outs, 2), memory, momentum, anchor
 
 

@@ -200,5 +200,6 @@ def test_mistakes_and_explanations():
     with pytest.raises(ValueError, match="memory must be"):
         omega_rule(*(t[:1] for t in qkv), **{n: t[:1] if t.ndim == 3 else t for n, t in gates.items()}, state=state)
     assert "triangular" in omega.explain(100) and "at one memory" in omega.explain(100, block=64)
+    assert "single token" in omega.explain(1)
     assert "Newton-Schulz" in omega.explain(100, block=16, muon=5)
     assert "definition" in omega.explain(9, backend="reference") and "asked" in omega.explain(9, form="recurrent")
