@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from formwright.ops.recurrence_chunked import compute_dtype, padded_size
+from formwright.ops.tiles import compute_dtype, padded_size
 
 CHUNK = 32
 # Elements of one operand that are computed together: on a CPU, what they make should stay in cache.

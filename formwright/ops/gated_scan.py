@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from formwright.ops.recurrence_chunked import Tile, Workspace, tile_plan
 from formwright.ops.scan import fill, linear_scan
+from formwright.ops.tiles import Tile, Workspace, tile_plan
 
 BACKENDS = ("auto", "reference", "torch")
 # Elements of one operand of a tile: some ten of them fit the last-level cache.

@@ -40,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from formwright.ops.recurrence_chunked import Workspace, compute_dtype
+from formwright.ops.tiles import Workspace, compute_dtype
 
 BACKENDS = ("auto", "reference", "cholesky", "cg")
 ROWS = 128  # queries of one block

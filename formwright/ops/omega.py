@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from formwright.ops.recurrence_chunked import compute_dtype
+from formwright.ops.tiles import compute_dtype
 
 FORMS = ("auto", "recurrent", "chunked")
 BACKENDS = ("auto", "reference", "torch")

@@ -17,14 +17,9 @@ import itertools
 import torch
 from torch import Tensor
 
-from formwright.ops.recurrence_chunked import (
-    ChunkedRecurrence,
-    compute_dtype,
-    forward_tiles,
-    padded_size,
-    tile_plan,
-)
+from formwright.ops.recurrence_chunked import ChunkedRecurrence, forward_tiles
 from formwright.ops.recurrence_triton import refusal, triton_recurrence
+from formwright.ops.tiles import compute_dtype, padded_size, tile_plan
 
 CHUNK = 64
 FORMS = ("auto", "recurrent", "parallel", "chunked")

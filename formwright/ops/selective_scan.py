@@ -24,7 +24,7 @@ import math
 import torch
 from torch import Tensor
 
-from formwright.ops.recurrence_chunked import Tile, Workspace, compute_dtype, tile_plan
+from formwright.ops.tiles import Tile, Workspace, compute_dtype, tile_plan
 
 BACKENDS = ("auto", "reference", "torch")
 # Elements of the state that go from token to token together, and of one operand of a tile, on a CPU.
