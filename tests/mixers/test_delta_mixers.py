@@ -89,16 +89,21 @@ def test_deltanet_step_by_step(x, options):
     check(m, x, m.out((rms(o, 1e-5) * m.norm.weight).flatten(2)))
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", [*OPTIONS, {"gate_rank": "full"}, {"lower_bound": -5.0}])
 def test_kda_step_by_step(x, options):
     m = built(KimiDeltaAttention, heads=2, head_dim=8, **options)
     q, k, v = convolved(m, x)
     beta = torch.sigmoid(m.beta(x)) * (1 + m.negative_eigenvalues)
-    f1, f2, g1, g2 = (layer.weight.T for layer in (*m.forget, *m.gate))
-    decay = torch.exp(-m.a_log.exp()[:, None] * heads(F.softplus(x @ f1 @ f2 + m.dt_bias), 2))
+    if m.gate_rank == "full":
+        f, g, bias = x @ m.forget.weight.T, x @ m.gate.weight.T, m.gate.bias
+    else:
+        f1, f2, g1, g2 = (layer.weight.T for layer in (*m.forget, *m.gate))
+        f, g, bias = x @ f1 @ f2, x @ g1 @ g2, m.gate[1].bias
+    f, rate = heads(f + m.dt_bias, 2), m.a_log.exp()[:, None]
+    decay = torch.exp(-rate * F.softplus(f) if m.lower_bound is None else m.lower_bound / (1 + torch.exp(-rate * f)))
+    assert m.lower_bound is None or decay.min() > math.exp(-5)
     o = delta_rule(q, k, v, beta, decay, start(m))
-    gate = torch.sigmoid(x @ g1 @ g2 + m.gate[1].bias)
-    check(m, x, m.out((rms(o, 1e-5) * m.norm.weight).flatten(2) * gate))
+    check(m, x, m.out((rms(o, 1e-5) * m.norm.weight).flatten(2) * torch.sigmoid(g + bias)))
 
 
 @pytest.mark.parametrize("cls", [DeltaNet, KimiDeltaAttention])
@@ -257,6 +262,7 @@ def test_initial_decays_are_the_papers():
     assert m.a_log.exp().min() >= 1 and m.a_log.exp().max() <= 16
     step = F.softplus(m.dt_bias)
     assert step.shape == (512,) and step.min() >= 1e-4 and step.max() <= 0.1001
+    assert not KimiDeltaAttention(512, causal=True, lower_bound=-5.0).a_log.any()
 
 
 @pytest.mark.parametrize("cls", [DeltaNet, KimiDeltaAttention, MLSTM, RWKV7])
@@ -279,6 +285,8 @@ def test_mistakes_are_told():
         (DeltaNet, {"short": 0}, "short"),
         (DeltaNet, {"expansion": 0}, "expansion"),
         (KimiDeltaAttention, {"gate_rank": 0}, "gate_rank"),
+        (KimiDeltaAttention, {"gate_rank": "low"}, "'full'"),
+        (KimiDeltaAttention, {"lower_bound": 0.4}, "log decays"),
         (LightningAttention, {"slopes": "alibi"}, "geometric"),
         (LightningAttention, {"slope": -1.0}, "slope"),
         (MLSTM, {"block": 5}, "block"),

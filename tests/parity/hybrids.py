@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from pairs import Pair, kimi_linear_weights, mamba2_weights
+import torch
+from pairs import Pair, kimi_delta_weights, kimi_linear_weights, mamba2_weights
 from torch import Tensor, nn
 
 from formwright.mixers.gated_deltanet import GatedDeltaNet
@@ -96,19 +97,46 @@ def qwen3_5_weights(m: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def glm5_next() -> nn.Module:
+def glm5_next(lower_bound: float | None) -> nn.Module:
     from transformers.models.glm5_next.modeling_glm5_next import Glm5NextTextConfig, Glm5NextTextLinearAttention
 
     config = Glm5NextTextConfig(
-        hidden_size=32, linear_num_heads=3, linear_head_dim=8, linear_lower_bound=None, rms_norm_eps=1e-5, **LINEAR
+        hidden_size=32,
+        linear_num_heads=3,
+        linear_head_dim=8,
+        linear_lower_bound=lower_bound,
+        rms_norm_eps=1e-5,
+        **LINEAR,
     )
     return Glm5NextTextLinearAttention(config, 0)
+
+
+def bailing() -> nn.Module:
+    from transformers.models.bailing_hybrid.modeling_bailing_hybrid import (
+        BailingHybridConfig,
+        BailingHybridDeltaAttention,
+    )
+
+    config = BailingHybridConfig(
+        hidden_size=32, linear_num_heads=3, linear_head_dim=8, kda_safe_gate=True, kda_lower_bound=-5.0,
+        rms_norm_eps=1e-5, **LINEAR,
+    )  # fmt: skip
+    return BailingHybridDeltaAttention(config, 0)
+
+
+def bailing_weights(m: nn.Module) -> dict[str, Tensor]:
+    return kimi_delta_weights(m) | {
+        "forget.weight": m.forget_gate.f_proj.weight,
+        "gate.weight": m.g_proj.weight,
+        "gate.bias": torch.zeros(m.qkv_dim),
+    }
 
 
 def grouped(heads: int, groups: int, **options) -> partial:
     return partial(Mamba2, 32, heads=heads, head_dim=8, state_dim=16, groups=groups, **options)
 
 
+KIMI = partial(KimiDeltaAttention, 32, heads=3, head_dim=8)
 GATED = partial(GatedDeltaNet, 32, heads=4, head_dim=8, expansion=1.5)
 HYBRIDS = {
     "bamba": Pair(bamba, grouped(8, 2), mamba2_weights),
@@ -118,5 +146,7 @@ HYBRIDS = {
     "qwen3_5": Pair(partial(qwen3_5, 4, 4), GATED, qwen3_5_weights),
     "qwen3_5, shared keys": Pair(partial(qwen3_5, 2, 4), partial(GATED, key_heads=2), qwen3_5_weights),
     "qwen4_exp, shared keys": Pair(partial(qwen4, 2, 4), partial(GATED, key_heads=2), qwen3_5_weights),
-    "glm5_next": Pair(glm5_next, partial(KimiDeltaAttention, 32, heads=3, head_dim=8), kimi_linear_weights),
+    "glm5_next": Pair(partial(glm5_next, None), KIMI, kimi_linear_weights),
+    "glm5_next, bounded below": Pair(partial(glm5_next, -5.0), partial(KIMI, lower_bound=-5.0), kimi_linear_weights),
+    "bailing_hybrid": Pair(bailing, partial(KIMI, gate_rank="full", lower_bound=-5.0), bailing_weights),
 }

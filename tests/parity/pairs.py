@@ -185,17 +185,23 @@ def kimi_linear() -> nn.Module:
 
 def kimi_linear_weights(m: nn.Module) -> dict[str, Tensor]:
     """Their output gate has no bias."""
-    return {
-        "inputs.weight": torch.cat([m.q_proj.weight, m.k_proj.weight, m.v_proj.weight]),
-        "conv_weight": m.conv1d.weight[:, 0],
+    return kimi_delta_weights(m) | {
         "forget.0.weight": m.forget_gate.f_a_proj.weight,
         "forget.1.weight": m.forget_gate.f_b_proj.weight,
-        "a_log": m.forget_gate.A_log.flatten(),
-        "dt_bias": m.forget_gate.dt_bias,
-        "beta.weight": m.b_proj.weight,
         "gate.0.weight": m.g_a_proj.weight,
         "gate.1.weight": m.g_b_proj.weight,
         "gate.1.bias": torch.zeros(m.qkv_dim),
+    }
+
+
+def kimi_delta_weights(m: nn.Module) -> dict[str, Tensor]:
+    """All but the maps to gates."""
+    return {
+        "inputs.weight": torch.cat([m.q_proj.weight, m.k_proj.weight, m.v_proj.weight]),
+        "conv_weight": m.conv1d.weight[:, 0],
+        "a_log": m.forget_gate.A_log.flatten(),
+        "dt_bias": m.forget_gate.dt_bias,
+        "beta.weight": m.b_proj.weight,
         "norm.weight": m.o_norm.weight,
         "out.weight": m.o_proj.weight,
     }
