@@ -16,6 +16,7 @@ from torch import Tensor
 BATCH, HEADS, WIDTH, DIM = 2, 8, 64, 512
 FORWARD, BOTH, PREFILL, STEP = "forward", "forward+backward", "prefill", "step"
 SMALL = 150
+LENGTHS = (2048, 8192, 32768)  # of steps and of growth
 TOLERANCE = 1e-4
 Calls = dict[str, Callable[[], object]]
 
@@ -27,7 +28,9 @@ class Row:
     most    the most tokens at which a slow or memory-hungry call is timed, by (call, work)
     slow    (call, work) that take minutes: left out by --quick
     needs   the package that a call needs, by call
-    joint   build(lengths, work) makes the calls of all lengths at once, named "call @tokens", to be timed together
+    joint   lengths whose calls build(lengths, work) makes at once, named "call @tokens", to be timed together
+    longer  lengths that --long adds, of works without a backward
+    floors  calls whose time doesn't depend on the length
     memory  measure the calls' peak memory as well"""
 
     name: str
@@ -38,7 +41,9 @@ class Row:
     most: dict[tuple[str, str], int] = field(default_factory=dict)
     needs: dict[str, str] = field(default_factory=dict)
     slow: tuple[tuple[str, str], ...] = ()
-    joint: bool = False
+    joint: tuple[int, ...] = ()
+    longer: tuple[int, ...] = ()
+    floors: tuple[str, ...] = ()
     memory: bool = False
 
 

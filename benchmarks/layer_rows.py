@@ -8,7 +8,22 @@ from typing import Any
 
 import peers
 import torch
-from comparing import BATCH, BOTH, DIM, FORWARD, HEADS, PREFILL, SMALL, STEP, WIDTH, Calls, Row, difference, working
+from comparing import (
+    BATCH,
+    BOTH,
+    DIM,
+    FORWARD,
+    HEADS,
+    LENGTHS,
+    PREFILL,
+    SMALL,
+    STEP,
+    WIDTH,
+    Calls,
+    Row,
+    difference,
+    working,
+)
 from torch import Tensor
 
 from formwright import parts
@@ -130,6 +145,6 @@ def rows() -> list[Row]:
         _layer_row("mamba", **_both(8192, 512)),
         _layer_row("mamba2", **_both(8192, 8192)),
         _layer_row("rg_lru", **_both(8192, 2048)),
-        *(Row(f"step:{name}", (STEP,), partial(build_steps, name), partial(gate_steps, name), batch=1, joint=True,
+        *(Row(f"step:{name}", (STEP,), partial(build_steps, name), partial(gate_steps, name), batch=1, joint=LENGTHS,
               needs={f"hf: {name}": "transformers"} if name in peers.LAYERS else {}) for name in STEPPING),
     ]  # fmt: skip

@@ -8,7 +8,7 @@ from functools import partial
 import peers
 import torch
 import torch.nn.functional as F
-from comparing import BATCH, BOTH, DIM, FORWARD, HEADS, SMALL, WIDTH, Calls, Row, disagreement, working
+from comparing import BATCH, BOTH, DIM, FORWARD, HEADS, LENGTHS, SMALL, WIDTH, Calls, Row, disagreement, working
 from torch import Tensor
 
 from formwright.ops import recurrence, scan, selective_scan
@@ -192,6 +192,7 @@ def rows() -> list[Row]:
     return [
         Row(
             "ops", (FORWARD, BOTH), build_ops, gate_ops, needs=dict.fromkeys(RULES, "transformers"),
+            longer=(32768,), floors=(FLOOR,),
             most={("hf: kimi delta rule", FORWARD): 2048, ("hf: kimi delta rule", BOTH): 2048,
                   ("hf: gated delta rule", FORWARD): 8192, ("hf: gated delta rule", BOTH): 8192},
         ),
@@ -210,5 +211,5 @@ def rows() -> list[Row]:
             "linear_scan", (FORWARD, BOTH), partial(_build_scan, _linears, _linear_inputs),
             partial(_gate_scan, _linears, _linear_inputs), most={("plain loop", BOTH): 2048},
         ),
-        Row("growth", (FORWARD, BOTH), build_growth, gate_ops, joint=True, memory=True),
+        Row("growth", (FORWARD, BOTH), build_growth, gate_ops, joint=LENGTHS, memory=True),
     ]  # fmt: skip

@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from comparing import BOTH, FORWARD, STEP
 from op_rows import NAIVE, VARIANTS
-
-COLUMNS = ("target", "wanted", "found", "verdict")
-Record = dict[str, Any]
-FLAT = 1.1
-EXPONENT = 0.05
+from targets import EXPONENT, FLAT, Record, at_most, exponent, judged, least, near_one, timed_calls
 
 
 def verdicts(records: list[Record]) -> list[Record]:
-    """Each target with what was found: {"target", "wanted", "found", "verdict"}; only targets of measured rows."""
-    timed = {(r["row"], r["work"], r["call"], r["tokens"]): r for r in records if r["status"] == "timed"}
-    present = {r["row"] for r in records}
-    out = []
-    for row, text, wanted, found in _targets(timed):
-        if row in present:
-            out.append(
-                {"target": text, "wanted": wanted[0], "found": _words(found), "verdict": _verdict(wanted, found)}
-            )
-    return out
-
-
-def show(found: list[Record]) -> None:
-    """The targets as lines."""
-    for v in found:
-        print(f"{v['verdict']:12} {v['found']:>12}   wanted {v['wanted']:>12}   {v['target']}")
-
-
-def exponent(points: list[tuple[int, float]]) -> float | None:
-    """The slope of log y over log x by least squares, None for fewer than two points."""
-    if len(points) < 2 or any(y <= 0 for _, y in points):
-        return None
-    xs, ys = [math.log(x) for x, _ in points], [math.log(y) for _, y in points]
-    mx, my = sum(xs) / len(xs), sum(ys) / len(ys)
-    return sum((x - mx) * (y - my) for x, y in zip(xs, ys, strict=True)) / sum((x - mx) ** 2 for x in xs)
+    """Each target with what was found; only targets of measured rows."""
+    return judged(records, _targets(timed_calls(records)))
 
 
 def _targets(timed: dict) -> Iterator[tuple[str, str, tuple[str, Callable], float | None]]:
@@ -111,23 +82,3 @@ def _growth(timed: dict) -> Iterator:
             yield "growth", f"{variant}, {work}: exponent of time {span}", near_one(), times
             memory = [(n, r["peak_bytes"]) for n, r in found if r["peak_bytes"] is not None]
             yield "growth", f"{variant}, {work}: exponent of memory {span}", at_most(1 + EXPONENT), exponent(memory)
-
-
-def least(value: float) -> tuple[str, Callable[[float], bool]]:
-    return f">= {value:g}", lambda x: x >= value
-
-
-def at_most(value: float) -> tuple[str, Callable[[float], bool]]:
-    return f"<= {value:g}", lambda x: x <= value
-
-
-def near_one() -> tuple[str, Callable[[float], bool]]:
-    return f"1 +- {EXPONENT:g}", lambda x: abs(x - 1) <= EXPONENT
-
-
-def _words(found: float | None) -> str:
-    return "-" if found is None else f"{found:.3g}"
-
-
-def _verdict(wanted: tuple[str, Callable], found: float | None) -> str:
-    return "not measured" if found is None else "met" if wanted[1](found) else "not met"
