@@ -51,6 +51,52 @@ def block_map(x: Tensor, weight: Tensor) -> Tensor:
     return torch.bmm(blocks, weight).transpose(0, 1).unflatten(0, x.shape[:2])
 
 
+def mlstm_cell(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Tensor,
+    memory: Tensor | None = None,
+    m: Tensor | None = None,
+    *,
+    offsets: Tensor | None = None,
+    eps: float = 1e-6,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k (B,N,H,K), v (B,N,H,V), gates [i, f] (B,N,2H), [C, n] (B,H,K,V+1) and m (B,H) before the first token -> h
+    (B,N,H,V), and [C, n] and m after the last."""
+    gates = gates.to(torch.promote_types(gates.dtype, torch.float32))
+    write, forget = gates.chunk(2, -1)
+    log_forget = F.logsigmoid(forget)
+    first = torch.zeros_like(write[:, 0]) if m is None else m.to(write.dtype)
+    starts = None
+    if offsets is not None:
+        steps = torch.arange(q.shape[1], device=q.device)
+        starts = torch.isin(steps, offsets.to(q.device))[:, None]
+    flow = log_forget if starts is None else log_forget.masked_fill(starts, -math.inf)
+    scale = stabiliser(flow, write.clamp(min=0), first)
+    before = torch.cat([first[:, None], scale[:, :-1]], 1)
+    if starts is not None:
+        before = before.masked_fill(starts, 0)
+    o, memory = linear_recurrence(
+        q,
+        k * (write - scale).exp()[..., None].to(k.dtype),
+        torch.cat([v, torch.ones_like(v[..., :1])], -1),
+        log_decay=log_forget + before - scale,
+        scale=q.shape[-1] ** -0.5,
+        state=memory,
+        offsets=offsets,
+        backend=backend,
+    )
+    bound = torch.maximum(o[..., -1].abs(), (-scale).exp().to(o.dtype)) + eps
+    last = scale[:, -1]
+    if m is not None:
+        # A state in half precision holds a rounded m: what is rounded off goes to the memory.
+        last = last.to(m.dtype)
+        memory = memory * (scale[:, -1] - last).exp()[..., None, None].to(memory.dtype)
+    return o[..., :-1] / bound[..., None], memory, last
+
+
 @register
 class MLSTM(TokenMixer):
     """The mLSTM with its block: (B, N, D) -> (B, N, D), causal. Raises ValueError for widths that don't fit."""
@@ -109,38 +155,6 @@ class MLSTM(TokenMixer):
             self.gates.bias[self.heads :] = torch.linspace(3, 6, self.heads)
         self.initial = learned_state(self, initial_state, self.heads, self.head_dim, self.head_dim + 1)
 
-    def _memory(self, q, k, v, gates, memory, m, offsets) -> tuple[Tensor, Tensor, Tensor]:
-        """h (B,N,H,V) and the last [C, n] (B,H,K,V+1) and m (B,H)."""
-        gates = gates.to(torch.promote_types(gates.dtype, torch.float32))
-        write, log_forget = gates[..., : self.heads], F.logsigmoid(gates[..., self.heads :])
-        first = torch.zeros_like(write[:, 0]) if m is None else m.to(write.dtype)
-        starts = None
-        if offsets is not None:
-            steps = torch.arange(q.shape[1], device=q.device)
-            starts = torch.isin(steps, offsets.to(q.device))[:, None]
-        flow = log_forget if starts is None else log_forget.masked_fill(starts, -math.inf)
-        scale = stabiliser(flow, write.clamp(min=0), first)
-        before = torch.cat([first[:, None], scale[:, :-1]], 1)
-        if starts is not None:
-            before = before.masked_fill(starts, 0)
-        o, memory = linear_recurrence(
-            q,
-            k * (write - scale).exp()[..., None].to(k.dtype),
-            torch.cat([v, torch.ones_like(v[..., :1])], -1),
-            log_decay=log_forget + before - scale,
-            scale=self.head_dim**-0.5,
-            state=memory,
-            offsets=offsets,
-            backend=self.backend,
-        )
-        bound = torch.maximum(o[..., -1].abs(), (-scale).exp().to(o.dtype)) + self.eps
-        last = scale[:, -1]
-        if m is not None:
-            # A state in half precision holds a rounded m: what is rounded off goes to the memory.
-            last = last.to(m.dtype)
-            memory = memory * (scale[:, -1] - last).exp()[..., None, None].to(memory.dtype)
-        return o[..., :-1] / bound[..., None], memory, last
-
     def _mix(self, x: Tensor, state: tuple[Tensor, Tensor, Tensor] | None, offsets: Tensor | None):
         last, memory, m = (None, None, None) if state is None else state
         if state is None:
@@ -154,7 +168,7 @@ class MLSTM(TokenMixer):
         v = block_map(inside, self.value).flatten(2)
         gates = self.gates(torch.cat([q, k, v], -1))
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))
-        h, memory, m = self._memory(q, k, v, gates, memory, m, offsets)
+        h, memory, m = mlstm_cell(q, k, v, gates, memory, m, offsets=offsets, eps=self.eps, backend=self.backend)
         h = F.layer_norm(h, (self.head_dim,)).flatten(2) * self.norm_weight
         return self.down((h + self.skip * c) * F.silu(z)), (last, memory, m)
 

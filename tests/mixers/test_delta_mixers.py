@@ -16,9 +16,10 @@ from formwright.mixers.lightning import LightningAttention
 from formwright.mixers.mlstm import MLSTM, stabiliser
 from formwright.mixers.retention import Retention
 from formwright.mixers.rwkv7 import RWKV7
+from formwright.mixers.xlstm_7b import XLSTM7B
 
 N, D = 70, 24
-MIXERS = [DeltaNet, KimiDeltaAttention, LightningAttention, MLSTM, RWKV7]
+MIXERS = [DeltaNet, KimiDeltaAttention, LightningAttention, MLSTM, RWKV7, XLSTM7B]
 
 
 @pytest.fixture
@@ -174,18 +175,43 @@ def mlstm_output(m, h, c, z):
     return ((h.flatten(2) * m.norm_weight + m.skip * c) * F.silu(z)) @ m.down.weight.T
 
 
-def test_mlstm_step_by_step_without_a_stabiliser(x):
-    m = built(MLSTM, heads=3, eps=0.0)
-    q, k, v, i, f, c, z = mlstm_inputs(m, x)
+def cell(q, k, v, i, f):
+    """h (B,N,H,V) of the mLSTM's cell as its paper begins it, without a stabiliser."""
     memory, n, outs = 0, 0, []
-    for t in range(N):
+    for t in range(q.shape[1]):
         forget, write = torch.sigmoid(f[:, t])[..., None], torch.exp(i[:, t])[..., None]
         memory = forget[..., None] * memory + (write * k[:, t])[..., None] * v[:, t, :, None]
         n = forget * n + write * k[:, t]
-        query = q[:, t] / math.sqrt(m.head_dim)
+        query = q[:, t] / math.sqrt(q.shape[-1])
         bound = (n * query).sum(-1).abs().clamp(min=1)
         outs.append(torch.einsum("bhkv,bhk->bhv", memory, query) / bound[..., None])
-    check(m, x, mlstm_output(m, torch.stack(outs, 1), c, z))
+    return torch.stack(outs, 1)
+
+
+def test_mlstm_step_by_step_without_a_stabiliser(x):
+    m = built(MLSTM, heads=3, eps=0.0)
+    q, k, v, i, f, c, z = mlstm_inputs(m, x)
+    check(m, x, mlstm_output(m, cell(q, k, v, i, f), c, z))
+
+
+@pytest.mark.parametrize("soft_cap", [15.0, 0.5])
+def test_xlstm_7b_step_by_step_without_a_stabiliser(x, soft_cap):
+    m = built(XLSTM7B, heads=3, soft_cap=soft_cap)
+    with torch.no_grad():
+        m.gates.bias[:3] += 9
+    q, k, v, z = (x @ m.inputs.weight.T).split([m.keys, m.keys, m.values, m.values], -1)
+    i, f = (soft_cap * torch.tanh((x @ m.gates.weight.T + m.gates.bias) / soft_cap)).chunk(2, -1)
+    m.eps = 1e-300  # added to a bound that the stabiliser scales: at its own size it is another number here
+    h = cell(*(heads(t, 3) for t in (q, k, v)), i, f)
+    h = (h - h.mean(-1, keepdim=True)) / torch.sqrt(h.var(-1, unbiased=False, keepdim=True))
+    check(m, x, (h.flatten(2) * m.norm_weight * torch.sigmoid(z)) @ m.out.weight.T)
+
+
+def test_xlstm_7b_begins_as_its_code():
+    m = XLSTM7B(512, causal=True, heads=8)
+    assert (m.head_dim, m.value_dim, m.values) == (32, 64, 512)
+    assert (m.gates.bias[:8] == -10).all() and torch.equal(m.gates.bias[8:], torch.linspace(3, 6, 8))
+    assert not m.gates.weight.any()
 
 
 def test_mlstm_input_gates_beyond_any_exponential(x):
@@ -265,7 +291,7 @@ def test_initial_decays_are_the_papers():
     assert not KimiDeltaAttention(512, causal=True, lower_bound=-5.0).a_log.any()
 
 
-@pytest.mark.parametrize("cls", [DeltaNet, KimiDeltaAttention, MLSTM, RWKV7])
+@pytest.mark.parametrize("cls", [DeltaNet, KimiDeltaAttention, MLSTM, RWKV7, XLSTM7B])
 def test_only_the_causal_pattern_is_claimed(cls, x):
     with pytest.raises(Unsupported, match="causal"):
         cls(D)
@@ -292,6 +318,9 @@ def test_mistakes_are_told():
         (MLSTM, {"block": 5}, "block"),
         (MLSTM, {"short": 0}, "short"),
         (RWKV7, {"rate_rank": 0}, "rate_rank"),
+        (XLSTM7B, {"soft_cap": 0}, "soft_cap"),
+        (XLSTM7B, {"expansion": 0.0}, "expansion"),
+        (XLSTM7B, {"heads": 0}, "heads"),
     ):
         with pytest.raises(ValueError, match=word):
             cls(64, causal=True, **options)

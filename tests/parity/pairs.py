@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,17 +19,20 @@ from formwright.mixers.mamba import Mamba
 from formwright.mixers.mamba2 import Mamba2
 from formwright.mixers.mlstm import MLSTM
 from formwright.mixers.rg_lru import RGLRU
+from formwright.mixers.xlstm_7b import XLSTM7B
 
 
 @dataclass(frozen=True)
 class Pair:
-    """theirs() and ours() build the modules; run(theirs, x) calls theirs; weights(theirs) are ours by name."""
+    """theirs() and ours() build the modules; run(theirs, x) calls theirs; weights(theirs) are ours by name; lengths are
+    the numbers of tokens to compare at."""
 
     theirs: Callable[[], nn.Module]
     ours: Callable[[], TokenMixer]
     weights: Callable[[nn.Module], dict[str, Tensor]]
     run: Callable[[nn.Module, Tensor], Tensor] = lambda theirs, x: theirs(x)
     dtype: torch.dtype = torch.float32
+    lengths: tuple[int, ...] = (1, 61, 203)
 
 
 def mamba() -> nn.Module:
@@ -261,6 +266,28 @@ def xlstm_block_weights(m: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def transformers_xlstm() -> ModuleType:
+    """Their own code of xLSTM 7B: with the package xlstm at hand, transformers would take that one's kernels."""
+    with patch("transformers.utils.is_xlstm_available", lambda: False):
+        from transformers.models.xlstm import modeling_xlstm
+    return modeling_xlstm
+
+
+def xlstm_7b() -> nn.Module:
+    m = transformers_xlstm()
+    return m.xLSTMLayer(m.xLSTMConfig(hidden_size=64, num_heads=4, chunk_size=64, norm_reduction_force_float32=False))
+
+
+def xlstm_7b_weights(m: nn.Module) -> dict[str, Tensor]:
+    return {
+        "inputs.weight": torch.cat([m.q.weight, m.k.weight, m.v.weight, m.ogate_preact.weight]),
+        "gates.weight": torch.cat([m.igate_preact.weight, m.fgate_preact.weight]),
+        "gates.bias": torch.cat([m.igate_preact.bias, m.fgate_preact.bias]),
+        "norm_weight": m.multihead_norm.weight,
+        "out.weight": m.out_proj.weight,
+    }
+
+
 FALCON = {"heads": 6, "head_dim": 8, "state_dim": 16, "groups": 2}
 GATED = {"heads": 3, "head_dim": 8, "expansion": 2.0}
 PAIRS = {
@@ -293,4 +320,14 @@ PAIRS = {
     # The input gate's bias lifts all writes alike, and they are divided by their sum: its gradient is what is left of
     # large terms, and in float32 mostly their rounding, in theirs as in ours.
     "xlstm": Pair(xlstm_block, partial(MLSTM, 32, heads=4), xlstm_block_weights, dtype=torch.float64),
+    # What one token reads from a memory of few is a multiple of few values, and the norm divides the multiple out:
+    # gradients of keys and gates are then mostly rounding too.
+    "xlstm_7b": Pair(
+        xlstm_7b,
+        partial(XLSTM7B, 64),
+        xlstm_7b_weights,
+        lambda theirs, x: theirs(x)[0],
+        dtype=torch.float64,
+        lengths=(61, 203),
+    ),
 }
