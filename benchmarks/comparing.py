@@ -29,6 +29,8 @@ class Row:
     slow    (call, work) that take minutes: left out by --quick
     needs   the package that a call needs, by call
     joint   lengths whose calls build(lengths, work) makes at once, named "call @tokens", to be timed together
+    lengths those of this row, whatever lengths are asked for
+    whole   whether the row is left out where one of its `needs` is missing
     longer  lengths that --long adds, of works without a backward
     floors  calls whose time doesn't depend on the length
     memory  measure the calls' peak memory as well"""
@@ -42,6 +44,8 @@ class Row:
     needs: dict[str, str] = field(default_factory=dict)
     slow: tuple[tuple[str, str], ...] = ()
     joint: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
+    whole: bool = False
     longer: tuple[int, ...] = ()
     floors: tuple[str, ...] = ()
     memory: bool = False

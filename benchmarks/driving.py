@@ -79,7 +79,7 @@ def measure(row: Row, options: argparse.Namespace, rates: Callable | None) -> It
     """The records of one row, some at a time: compared, then timed at every length, and what was left out and why."""
     absent = {call: why for call, package in row.needs.items() if (why := peers.missing(package))}
     yield [_left_out(row, "", call, None, why) for call, why in absent.items()]
-    if row.name.startswith("mixer:") and absent:
+    if row.whole and absent:
         return
     gaps = row.gate()
     failed = {call for call, gap in gaps.items() if not gap <= TOLERANCE}
@@ -114,9 +114,9 @@ def _spread(times: list[float]) -> dict[str, float]:
 
 def _lengths(row: Row, work: str, options: argparse.Namespace) -> tuple[int, ...]:
     if not row.joint:
-        return (*options.lengths, *(row.longer if options.long and work != BOTH else ()))
-    if options.quick or (work == BOTH and not options.long):
-        return tuple(n for n in row.joint if n <= 8192)
+        return row.lengths or (*options.lengths, *(row.longer if options.long and work != BOTH else ()))
+    if options.quick or (work == BOTH and not options.long and not row.memory):
+        return tuple(n for n in row.joint if n <= 8192) or row.joint
     return row.joint
 
 

@@ -129,7 +129,7 @@ def _layer_row(name: str, **most: int) -> Row:
     return Row(
         f"mixer:{name}", (FORWARD, BOTH, PREFILL), partial(_build_layer, name), partial(_gate_layer, name),
         most={(peer, work): most[work.replace("+", "_")] for work in (FORWARD, BOTH, PREFILL)},
-        needs={name: "transformers", peer: "transformers"}, slow=((peer, BOTH),) if name == "mamba" else (),
+        needs={name: "transformers", peer: "transformers"}, whole=True, slow=((peer, BOTH),) if name == "mamba" else (),
     )  # fmt: skip
 
 
