@@ -6,22 +6,27 @@
     sigmoid      p_j = 1 / (1 + exp(-(s_j + shift)))                             shift -log n unless it is given
     relu, relu2  p_j = max(s_j, 0) / n,  max(s_j, 0)^2 / n
     linear       p_j = s_j / n
+    sparsemax    p_j = max(s_j - tau, 0)                                         tau so that they sum to 1
+    entmax       p_j = max(s_j / 2 - tau, 0)^2                                   likewise: alpha-entmax at alpha = 1.5
 
 n counts the keys that the query may attend to, so that a causal query's weights never depend on what comes later.
 Softmax: Attention Is All You Need, 1706.03762, 2017. Sink: Attention Is Off By One (Miller, 2023); Efficient Streaming
 Language Models with Attention Sinks, 2309.17453, 2023. Clipped: Quantizable Transformers, 2306.12929, 2023. Sigmoid:
 Theory, Analysis, and Best Practices for Sigmoid Self-Attention, 2409.04431, 2024. ReLU: Replacing softmax with ReLU in
 Vision Transformers, 2309.08586, 2023. Squared ReLU: Primer, 2109.08668, 2021; Transformer Quality in Linear Time,
-2202.10447, 2022.
+2202.10447, 2022. Sparsemax: From Softmax to Sparsemax, 1602.02068, 2016. Entmax: Sparse Sequence-to-Sequence Models,
+1905.05702, 2019; weights by the `entmax` package. A sink learned for each head: gpt-oss (OpenAI, 2508.10925, 2025).
 
 Each has `weights` (scores, `hidden` where a key may not be seen, -> weights) and `slope` (the gradient of the weights
--> that of the scores), which is all that block-wise attention asks for: another normaliser is one more class here.
+-> that of the scores), which is all that block-wise attention asks for: another normaliser is one more class here. One
+that learns a number for each head gives it as `learned`, and its gradient as `learned_slope`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,6 +46,18 @@ class Normaliser:
         """scores, their weights and the gradient of the weights, all (..., M) -> the gradient of the scores."""
         raise NotImplementedError
 
+    def learned(self, heads: int) -> Tensor | None:
+        """The number that each head learns, (H,); None where there is none."""
+        return None
+
+    def with_learned(self, learned: Tensor) -> Normaliser:
+        """The same with these learned numbers, broadcastable to scores (..., 1)."""
+        raise NotImplementedError
+
+    def learned_slope(self, scores: Tensor, weights: Tensor, gradient: Tensor, count: Tensor | int) -> Tensor:
+        """As `slope`, the gradient of the learned number, (..., 1), not summed over queries."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Softmax(Normaliser):
@@ -51,19 +68,36 @@ class Softmax(Normaliser):
         return torch.ops.aten._softmax_backward_data(gradient, weights, -1, weights.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sink(Normaliser):
-    """Softmax with one more score, `sink`, whose weight goes nowhere; at 0, softmax off by one."""
+    """Softmax with one more score, `sink`, whose weight goes nowhere; at 0, softmax off by one. A tensor (H,) is the
+    sink of each head and gets a gradient."""
 
-    sink: float = 0.0
+    sink: float | Tensor = 0.0
 
     def weights(self, scores, count):
-        top = scores.amax(-1, keepdim=True).clamp_min(self.sink)
-        raised = torch.exp(scores - top)
-        return raised / (raised.sum(-1, keepdim=True) + torch.exp(self.sink - top))
+        shape = (*scores.shape[:-1], 1)
+        if isinstance(self.sink, Tensor):
+            sink = self.sink.to(scores.dtype).expand(shape)
+        else:
+            sink = scores.new_full(shape, self.sink)
+        return torch.softmax(torch.cat([scores, sink], -1), -1)[..., :-1]
 
     def slope(self, scores, weights, gradient, count):
         return weights * (gradient - (weights * gradient).sum(-1, keepdim=True))
+
+    def learned(self, heads):
+        if not isinstance(self.sink, Tensor):
+            return None
+        if self.sink.shape != (heads,):
+            raise ValueError(f"sink: it has the shape {tuple(self.sink.shape)}, but there are {heads} heads: give (H,)")
+        return self.sink
+
+    def with_learned(self, learned):
+        return replace(self, sink=learned)
+
+    def learned_slope(self, scores, weights, gradient, count):
+        return (weights.sum(-1, keepdim=True) - 1) * (weights * gradient).sum(-1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -135,6 +169,31 @@ class Linear(Normaliser):
         return gradient / count
 
 
+@dataclass(frozen=True)
+class Entmax(Normaliser):
+    """Softmax that gives 0 to all but the largest scores: alpha 1.5 is entmax, alpha 2 sparsemax. Needs the `entmax`
+    package."""
+
+    alpha: float = 1.5
+
+    def __post_init__(self) -> None:
+        if self.alpha not in (1.5, 2):
+            raise ValueError(f"entmax: alpha is {self.alpha}, but the exact forms are those of 1.5 and 2 (sparsemax)")
+
+    def weights(self, scores, count):
+        exact = _entmax("sparsemax" if self.alpha == 2 else "entmax15")
+        # few weights are above 0, so that few scores need sorting; when compiling, none may decide how many
+        few = None if torch.compiler.is_compiling() else (LARGEST_SPARSEMAX if self.alpha == 2 else LARGEST_ENTMAX)
+        return exact(scores, -1, few)
+
+    def slope(self, scores, weights, gradient, count):
+        rate = weights.sqrt() if self.alpha == 1.5 else (weights > 0).to(weights.dtype)
+        steep = rate * gradient
+        return steep.addcmul_(rate, steep.sum(-1, keepdim=True) / rate.sum(-1, keepdim=True), value=-1)
+
+
+LARGEST_SPARSEMAX, LARGEST_ENTMAX = 32, 128  # scores sorted at first; as many more as it takes where they are too few
+
 NORMALISERS = {
     "softmax": Softmax(),
     "sink": Sink(),
@@ -143,6 +202,8 @@ NORMALISERS = {
     "relu": Relu(),
     "relu2": Relu(power=2),
     "linear": Linear(),
+    "entmax": Entmax(),
+    "sparsemax": Entmax(alpha=2),
 }
 
 
@@ -157,3 +218,13 @@ def normaliser_of(name: str | Normaliser) -> Normaliser:
 
 def _log(count: Tensor | int) -> Tensor | float:
     return count.log() if isinstance(count, Tensor) else math.log(count)
+
+
+def _entmax(name: str) -> Callable[[Tensor, int, int | None], Tensor]:
+    try:
+        import entmax
+    except ImportError as missing:
+        raise ImportError(
+            'entmax and sparsemax need the entmax package: `pip install entmax`, or `pip install "formwright[entmax]"`'
+        ) from missing
+    return getattr(entmax, name)
