@@ -1,0 +1,223 @@
+"""Attention in tiles of a grid: tokens that attend near themselves are gathered into tiles, and each tile is attended
+to as a whole, so that work and memory grow with tokens times neighbours.
+
+    s_tau,ab = scale q_tau,a . k_tau,b + bias_h,ab      for the slots b of tile tau that slot a may attend to
+    o_tau,a  = sum_b softmax_b(s_tau,ab) v_tau,b
+
+One axis is cut into tiles (`windows`, `neighbourhoods`, `lines`), and a grid's tiles are the products of its axes'
+(`over_grid`): a query may attend to a key where it may along every axis. ops.masks_grid says the same token by token.
+
+B batch, N tokens, H heads, K key width, V value width; T tiles of t queries and e keys.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+HALF = (torch.float16, torch.bfloat16)
+DENSE = 0.8  # the share of all pairs from which on one tile of everything is as fast as many
+SCORES = 2**20  # scores whose mask and bias are held at once where a bias is added
+
+
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """How `length` tokens are cut into tiles.
+
+    queries  (T, t) tokens that stand in the slots of a tile; some may stand in two tiles
+    keys     (T, e) tokens that they read
+    allowed  (T, t, e) booleans, None where every slot reads every other
+    tile     (length,) the tile in which a token's output is computed, and `slot` its place there
+    steps    for each axis (t, e), how far key slots are from query slots
+    """
+
+    length: int
+    queries: Tensor
+    keys: Tensor
+    allowed: Tensor | None
+    tile: Tensor
+    slot: Tensor
+    steps: tuple[Tensor, ...]
+
+    @property
+    def pairs(self) -> int:
+        """T t e, the number of scores of one head."""
+        return self.queries.numel() * self.keys.shape[1]
+
+
+def lines(length: int, device: torch.device | None = None) -> Tiles:
+    """One tile: everybody reads everybody along the axis."""
+    return windows(length, length, 0, device)
+
+
+def windows(length: int, size: int, shift: int = 0, device: torch.device | None = None) -> Tiles:
+    """Windows of `size` tokens side by side, the first border after `shift` of them: i and j read one another where
+    floor((i - shift) / size) is the same. The two cut windows at the ends share one tile."""
+    size = min(size, length)
+    tiles = -(-length // size)
+    slots = torch.arange(size, device=device)
+    tokens = (torch.arange(tiles, device=device)[:, None] * size + slots + shift) % (tiles * size)
+    allowed = None
+    if shift or length % size:
+        number = torch.div(tokens - shift, size, rounding_mode="floor")
+        allowed = (number[:, :, None] == number[:, None, :]) & (tokens < length)[:, None, :]
+        allowed = allowed | (tokens >= length)[:, :, None]
+    turned = (torch.arange(length, device=device) - shift) % (tiles * size)
+    kept = tokens.clamp_max(length - 1)
+    steps = slots - slots[:, None]
+    return Tiles(length, kept, kept, allowed, turned // size, turned % size, (steps,))
+
+
+def neighbourhoods(
+    length: int,
+    kernel: int,
+    dilation: int = 1,
+    causal: bool = False,
+    size: int | None = None,
+    device: torch.device | None = None,
+) -> Tiles:
+    """Each token reads the `kernel` nearest of its own residue modulo `dilation`, fewer where there are no more. At the
+    borders the neighbourhood moves inwards and keeps its size; a causal one holds the token and those before it.
+
+    `size` queries stand in a tile, as many as the kernel holds without it; all that they read is size + kernel - 1.
+    What border tokens read lies within that from half a kernel on, which is the least size. Where tiles would save
+    next to nothing there is one of all."""
+    groups = min(dilation, length)
+    longest = -(-length // dilation)
+    size = max(kernel if size is None else size, 1 if causal else kernel // 2 + 1)
+    size = longest if -(-longest // size) * size * (size + kernel - 1) > DENSE * longest**2 else min(size, longest)
+    before = kernel - 1 if causal else kernel // 2
+    first, wide = (-before, size + kernel - 1) if size < longest else (0, size)
+    count = -(-longest // size)
+    group = torch.arange(groups, device=device)[:, None, None, None]
+    members = torch.div(length - group + dilation - 1, dilation, rounding_mode="floor")
+    # the last tile of a group ends with it, so that keys always stand in the same places beside queries
+    start = torch.arange(count, device=device)[None, :, None, None] * size
+    start = torch.minimum(start, members - size) if count > 1 else start
+    slot, step = torch.arange(size, device=device)[:, None], torch.arange(wide, device=device) + first
+    q, k = start + slot, start + step
+    least = q - before if causal else (q - before).clamp_min(0).minimum((members - kernel).clamp_min(0))
+    most = (q if causal else least + kernel - 1).minimum(members - 1)
+    allowed = (k >= least.clamp_min(0)) & (k <= most) | (q < 0) | (q >= members)
+    queries = q.maximum(torch.zeros_like(q)).minimum(members - 1) * dilation + group
+    keys = k.maximum(torch.zeros_like(k)).minimum(members - 1) * dilation + group
+    place = torch.arange(length, device=device)
+    own, p = place % dilation, torch.div(place, dilation, rounding_mode="floor")
+    tile = own * count + torch.div(p, size, rounding_mode="floor")
+    return Tiles(
+        length,
+        queries.flatten(0, 1).squeeze(-1),
+        keys.flatten(0, 1).squeeze(1),
+        None
+        if count == 1 and longest <= (1 if causal else kernel) and groups * longest == length
+        else allowed.flatten(0, 1),
+        tile,
+        p - start.flatten(1).expand(groups, count).flatten()[tile],
+        (step - slot,),
+    )
+
+
+def over_grid(axes: Sequence[Tiles]) -> Tiles:
+    """The tiles of a grid from those of its axes, the last axis running fastest."""
+    return functools.reduce(_product, axes)
+
+
+def _product(a: Tiles, b: Tiles) -> Tiles:
+    def joined(x: Tensor, y: Tensor, by: int) -> Tensor:
+        return (x[:, None, :, None] * by + y[None, :, None, :]).flatten(2).flatten(0, 1)
+
+    allowed = None
+    if a.allowed is not None or b.allowed is not None:
+        x, y = (_allowed(part) for part in (a, b))
+        both = x[:, None, :, None, :, None] & y[None, :, None, :, None, :]
+        allowed = both.flatten(4).flatten(2, 3).flatten(0, 1)
+    steps = [step[:, None, :, None].expand(-1, b.queries.shape[1], -1, b.keys.shape[1]) for step in a.steps]
+    steps += [step[None, :, None, :].expand(a.queries.shape[1], -1, a.keys.shape[1], -1) for step in b.steps]
+    return Tiles(
+        a.length * b.length,
+        joined(a.queries, b.queries, b.length),
+        joined(a.keys, b.keys, b.length),
+        allowed,
+        (a.tile[:, None] * len(b.queries) + b.tile).flatten(),
+        (a.slot[:, None] * b.queries.shape[1] + b.slot).flatten(),
+        tuple(step.flatten(2).flatten(0, 1) for step in steps),
+    )
+
+
+def _allowed(tiles: Tiles) -> Tensor:
+    if tiles.allowed is not None:
+        return tiles.allowed
+    shape = *tiles.queries.shape, tiles.keys.shape[1]
+    return torch.ones(shape, dtype=torch.bool, device=tiles.queries.device)
+
+
+def relative_bias(table: Tensor, tiles: Tiles, centre: Sequence[int]) -> Tensor:
+    """table (H, *extents), the bias of each relative place (key minus query, plus `centre`, along each axis) ->
+    (H, t, e). Places off the table are those that no query may attend to."""
+    index = torch.zeros_like(tiles.steps[0])
+    for step, middle, extent in zip(tiles.steps, centre, table.shape[1:], strict=True):
+        index = index * extent + (step + middle).clamp(0, extent - 1)
+    return table.flatten(1)[:, index]
+
+
+def tiled_attention(
+    q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, *, bias: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """Softmax attention of q, k (B, N, H, K), v (B, N, H, V) within tiles, bias (H, t, e) -> (B, N, H, V).
+
+    Memory is linear in N. A bias that learns makes the gradient keep the weights, N e H of them.
+
+    Raises ValueError where the tiles were made for another number of tokens."""
+    if q.shape[1] != tiles.length:
+        raise ValueError(f"tiled_attention: tiles of {tiles.length} tokens were given {q.shape[1]} tokens")
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    b, (count, queries) = q.shape[0], tiles.queries.shape
+    q = q.index_select(1, tiles.queries.flatten()).unflatten(1, (count, queries)).transpose(2, 3)
+    k, v = (
+        x.index_select(1, tiles.keys.flatten()).unflatten(1, (count, tiles.keys.shape[1])).transpose(2, 3)
+        for x in (k, v)
+    )  # (B, T, H, t | e, width)
+    o = _softmax(q, k, v, tiles.allowed, scale) if bias is None else _biased(q, k, v, tiles.allowed, bias, scale)
+    o = o.transpose(2, 3).reshape(b, count * queries, *o.shape[2:3], o.shape[-1])
+    return o.index_select(1, tiles.tile * queries + tiles.slot)
+
+
+def _softmax(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
+    b, count = q.shape[:2]
+    mask = None if allowed is None else allowed.expand(b, *allowed.shape).flatten(0, 1)[:, None]
+    o = F.scaled_dot_product_attention(*(x.flatten(0, 1) for x in (q, k, v)), attn_mask=mask, scale=scale)
+    return o.unflatten(0, (b, count))
+
+
+def _biased(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, bias: Tensor, scale: float) -> Tensor:
+    b, count, heads, queries, _ = q.shape
+    step = max(1, SCORES // (b * heads * queries * k.shape[3]))
+    learns = torch.is_grad_enabled() and bias.requires_grad
+    out = []
+    for start in range(0, count, step):
+        here = slice(start, start + step)
+        added = bias.to(q.dtype)[None]
+        if allowed is not None:
+            added = added.masked_fill(~allowed[here, None], -math.inf)
+        if learns:
+            scores = (q[:, here] * scale) @ k[:, here].transpose(3, 4) + added
+            scores = scores.float() if scores.dtype in HALF else scores
+            out.append(scores.softmax(-1).to(v.dtype) @ v[:, here])
+            continue
+        tiles = q[:, here].shape[1]
+        mask = added.expand(b, tiles, -1, -1, -1).flatten(0, 1)
+        parts = (x[:, here].flatten(0, 1) for x in (q, k, v))
+        o = F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=scale)
+        out.append(o.unflatten(0, (b, tiles)))
+    return torch.cat(out, 1)
+
+
+def macs(tiles: Tiles, *, heads: int, key_dim: int, value_dim: int | None = None, batch: int = 1) -> int:
+    """Multiply-adds of one forward of tiled_attention: all scores of all tiles."""
+    return batch * heads * tiles.pairs * (key_dim + (value_dim or key_dim))
