@@ -15,8 +15,12 @@ with their distance, a grid in row-major order; with slope=0, as in TransNormer'
 
     o_t = sum_s lambda_h^|t-s| (r(q_t) . r(k_s)) v_s
 
+MiniMax-01 turns nothing and has v = swish(W_v x) (silu_values) and sigmoid(u_t) in u_t's place (gate="sigmoid"); the
+scale of its norm is part of our W_o.
+
 Scaling TransNormer to 175 Billion Parameters (TransNormerLLM), arXiv 2307.14995, 2023; two-directional: The Devil in
-Linear Transformer (TransNormer), arXiv 2210.10340, 2022.
+Linear Transformer (TransNormer), arXiv 2210.10340, 2022; MiniMax-01: Scaling Foundation Models with Lightning
+Attention, arXiv 2501.08313, 2025.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from formwright.ops.recurrence import linear_recurrence
 from formwright.parts import register
 
 SLOPES = ("geometric", "linear")
+GATES = ("linear", "sigmoid")
 
 
 @register
@@ -59,17 +64,23 @@ class LightningAttention(TokenMixer):
         slopes: str = "geometric",
         slope: float = 1.0,
         lrpe: bool = True,
+        silu_values: bool = False,
+        gate: str = "linear",
         initial_state: bool = False,
         eps: float = 1e-6,
     ):
-        """slope multiplies the decay rates of all heads; lrpe=False leaves queries and keys unturned."""
+        """slope multiplies the decay rates of all heads; lrpe=False leaves queries and keys unturned;
+        silu_values puts swish on values too; gate is "linear" or "sigmoid"."""
         super().__init__(dim, causal=causal)
         self.heads, self.head_dim = split_heads("lightning", dim, heads, head_dim)
         if slopes not in SLOPES:
             raise ValueError(f"lightning: slopes is one of {', '.join(SLOPES)}, not {slopes!r}")
+        if gate not in GATES:
+            raise ValueError(f"lightning: gate is one of {', '.join(GATES)}, not {gate!r}")
         if slope < 0:
             raise ValueError(f"lightning: slope is {slope}, but a decay below 0 would grow; make it at least 0")
         self.slopes, self.slope, self.eps = slopes, slope, eps
+        self.silu_values, self.sigmoid_gate = silu_values, gate == "sigmoid"
         self.inner = self.heads * self.head_dim
         self.query = nn.Linear(dim, self.inner, bias=False)
         self.key = nn.Linear(dim, self.inner, bias=False)
@@ -89,7 +100,7 @@ class LightningAttention(TokenMixer):
     def _turned(self, x: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """r(q), r(k) (B,N,H,2K) at the places `at` (N,), and v (B,N,H,V)."""
         q, k, v = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.query, self.key, self.value))
-        q, k = F.silu(q), F.silu(k)
+        q, k, v = F.silu(q), F.silu(k), F.silu(v) if self.silu_values else v
         if self.theta is None:
             return q, k, v
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -99,7 +110,8 @@ class LightningAttention(TokenMixer):
         return q, k, v
 
     def _gated(self, x: Tensor, o: Tensor) -> Tensor:
-        return self.out(self.gate(x) * F.rms_norm(o.flatten(2), (self.inner,), eps=self.eps))
+        u = torch.sigmoid(self.gate(x)) if self.sigmoid_gate else self.gate(x)
+        return self.out(u * F.rms_norm(o.flatten(2), (self.inner,), eps=self.eps))
 
     def _causal(self, x: Tensor, at: Tensor, state: Tensor | None, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
         q, k, v = self._turned(x, at)

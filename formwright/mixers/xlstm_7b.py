@@ -7,7 +7,7 @@
 
 Beside the first paper's block (`mlstm`) there is no projection up, no short convolution and no skip past the memory;
 queries and keys are half as wide as values, and gates are capped, at c = 15. They begin the same for all tokens, with
-i = -10, before the cap: large writes early in training made spikes of the loss. The paper scales W_o's beginning by
+i = -10, before the cap, against spikes of the gradient early in training. The paper scales W_o's beginning by
 depth, which a mixer does not know; here it begins as small as the other maps. With initial_state C_0 and n_0 are
 parameters instead of 0.
 xLSTM 7B: A Recurrent LLM for Fast and Efficient Inference, arXiv 2503.13427, 2025.

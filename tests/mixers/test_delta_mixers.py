@@ -140,6 +140,16 @@ def test_lightning_without_decay_reads_all_tokens_at_once(x):
     check(m, x, m.out(m.gate(x) * rms((q @ (k.mT @ v)).transpose(1, 2).flatten(2), 1e-6)))
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_lightning_as_in_minimax(x, causal):
+    m = built(LightningAttention, heads=2, causal=causal, lrpe=False, silu_values=True, gate="sigmoid")
+    q, k, v = (heads(F.silu(f(x)), 2).transpose(1, 2) for f in (m.query, m.key, m.value))
+    t = torch.arange(N, dtype=torch.float64)
+    decay = torch.exp(m.log_decay(torch.float64, None)[:, None, None] * (t[:, None] - t).abs())
+    o = (q @ k.mT * (decay.tril() if causal else decay)) @ v
+    check(m, x, m.out(torch.sigmoid(m.gate(x)) * rms(o.transpose(1, 2).flatten(2), 1e-6)))
+
+
 @pytest.mark.parametrize("cls", [LightningAttention, Retention])
 def test_both_ways_padded_and_packed_are_alone(cls, x):
     m = built(cls, heads=2, causal=False)
@@ -315,6 +325,7 @@ def test_mistakes_are_told():
         (KimiDeltaAttention, {"lower_bound": 0.4}, "log decays"),
         (LightningAttention, {"slopes": "alibi"}, "geometric"),
         (LightningAttention, {"slope": -1.0}, "slope"),
+        (LightningAttention, {"gate": "swish"}, "sigmoid"),
         (MLSTM, {"block": 5}, "block"),
         (MLSTM, {"short": 0}, "short"),
         (RWKV7, {"rate_rank": 0}, "rate_rank"),

@@ -7,6 +7,7 @@ import pytest
 from formwright import check
 
 OPTIONS = [
+    "lightning(lrpe=False, silu_values=True, gate='sigmoid')",
     "kda(gate_rank='full', lower_bound=-5)",
     "gated_deltanet(heads=4, key_heads=2)",
     "mamba2(groups=2, norm_before_gate=True, least_step=0.05, bias=True)",

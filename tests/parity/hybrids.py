@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from formwright.mixers.gated_deltanet import GatedDeltaNet
 from formwright.mixers.kda import KimiDeltaAttention
+from formwright.mixers.lightning import LightningAttention
 from formwright.mixers.mamba2 import Mamba2
 
 LEAST_STEP = 0.4
@@ -132,10 +133,34 @@ def bailing_weights(m: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def minimax() -> nn.Module:
+    from transformers.models.minimax.modeling_minimax import MiniMaxConfig, MiniMaxLightningAttention
+
+    config = MiniMaxConfig(
+        hidden_size=32, num_attention_heads=4, num_hidden_layers=3, block_size=64, layer_types=["linear_attention"] * 3
+    )
+    return MiniMaxLightningAttention(config, 1)
+
+
+def run_minimax(m: nn.Module, x: Tensor) -> Tensor:
+    return m(x, position_embeddings=None, attention_mask=None)[0]
+
+
+def minimax_weights(m: nn.Module) -> dict[str, Tensor]:
+    """The norm's scale is part of our output map."""
+    names = ("query", "key", "value")
+    parts = m.qkv_proj.weight.unflatten(0, (m.num_attention_heads, 3, -1)).unbind(1)
+    return {f"{name}.weight": part.flatten(0, 1) for name, part in zip(names, parts, strict=True)} | {
+        "gate.weight": m.output_gate.weight,
+        "out.weight": m.out_proj.weight * m.norm.weight,
+    }
+
+
 def grouped(heads: int, groups: int, **options) -> partial:
     return partial(Mamba2, 32, heads=heads, head_dim=8, state_dim=16, groups=groups, **options)
 
 
+MINIMAX = {"lrpe": False, "silu_values": True, "gate": "sigmoid", "slope": 1 - 1 / (2 + 1e-5) + 1e-5}
 KIMI = partial(KimiDeltaAttention, 32, heads=3, head_dim=8)
 GATED = partial(GatedDeltaNet, 32, heads=4, head_dim=8, expansion=1.5)
 HYBRIDS = {
@@ -143,6 +168,7 @@ HYBRIDS = {
     "granitemoehybrid": Pair(granite, grouped(8, 1), mamba2_weights),
     "nemotron_h": Pair(nemotron_h, grouped(6, 3, least_step=LEAST_STEP, bias=True), mamba2_weights),
     "zamba2": Pair(zamba2, grouped(8, 2, least_step=LEAST_STEP), mamba2_weights),
+    "minimax": Pair(minimax, partial(LightningAttention, 32, heads=4, **MINIMAX), minimax_weights, run_minimax),
     "qwen3_5": Pair(partial(qwen3_5, 4, 4), GATED, qwen3_5_weights),
     "qwen3_5, shared keys": Pair(partial(qwen3_5, 2, 4), partial(GATED, key_heads=2), qwen3_5_weights),
     "qwen4_exp, shared keys": Pair(partial(qwen4, 2, 4), partial(GATED, key_heads=2), qwen3_5_weights),
