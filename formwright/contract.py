@@ -165,6 +165,7 @@ class Card:
     time        how multiply-adds grow with N: "1", "N", "N log N", "N^2"
     state       how the bytes of extend's state grow with N: "0", "1", "N"
     symmetries  of "permutation" (of tokens), "shift" (along the sequence), "resolution"
+    extrapolates  for what tells tokens their place: whether it is made for longer inputs than those trained on
     tolerances  dtype name -> relative tolerance of fast against reference, where it differs from the laws' own
     """
 
@@ -177,6 +178,7 @@ class Card:
     time: str = "N"
     state: str = "1"
     symmetries: tuple[str, ...] = ()
+    extrapolates: bool | None = None
     tolerances: dict[str, float] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
@@ -270,9 +272,13 @@ class ChannelMixer(nn.Module):
 
 
 class Norm(nn.Module):
-    """Normalises each token's channels: (..., D) -> (..., D)."""
+    """Normalises each token's channels: (..., D) -> (..., D).
+
+    batched  True where training takes statistics over all tokens of a batch: rows then influence one another, and
+             tokens see later ones in these statistics; evaluation treats every token by itself all the same"""
 
     card: Card
+    batched: bool = False
 
     def __init__(self, dim: int):
         super().__init__()
@@ -285,10 +291,25 @@ class Norm(nn.Module):
 class Position(nn.Module):
     """Tells tokens where they stand. `role` says how: an "embed" position is made with `dim` and adds to embedded
     tokens by `embed`; a "rotate" position is made with `dim` = head_dim and turns queries and keys by `rotate`; a
-    "bias" position is made with `heads` and gives a score bias by `bias`."""
+    "bias" position is made with `heads` and gives a score bias by `bias`; a "value" position is made with `dim`, the
+    width of all heads' values, and `rank`, the axes of the grid, and gives by `local` what is added to the outputs.
+
+    A "rotate" position may be `contextual`: where a token stands then depends on what the tokens are. It is made with
+    `heads` (of the keys) and `width` (of the tokens) besides, and a mixer asks it for `coordinates`, which stand for
+    positions in `rotate`; when decoding they go on from `start`."""
 
     card: Card
-    role: str  # "embed" | "rotate" | "bias"
+    role: str  # "embed" | "rotate" | "bias" | "value"
+    contextual: bool = False
+
+    def start(self, batch: int, like: Tensor) -> Tensor:
+        """Where the first token begins (B, F), on `like`'s device and at least as exact."""
+        raise Unsupported(self.card.name, "start", "its places depend on positions alone")
+
+    def coordinates(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens x (B, N, D), where those before them ended (B, F), None at the start -> what `rotate` takes as their
+        positions, (B, N, ...), and where they end (B, F)."""
+        raise Unsupported(self.card.name, "coordinates", "its places depend on positions alone")
 
     def embed(self, x: Tensor, positions: Tensor) -> Tensor:
         """x (B, N, D), positions (N, A) or (B, N, A) -> x with positions added."""
@@ -301,6 +322,10 @@ class Position(nn.Module):
     def bias(self, queries: Tensor, keys: Tensor) -> Tensor:
         """Positions (..., N, A) of queries, (..., M, A) of keys -> (..., H, N, M) added to the scores."""
         raise Unsupported(self.card.name, "bias", f"it is a {self.role} position")
+
+    def local(self, v: Tensor, layout: Layout) -> Tensor:
+        """Values v (B, N, H, V) -> (B, N, H, V) added to the outputs of the heads."""
+        raise Unsupported(self.card.name, "local", f"it is a {self.role} position")
 
 
 class Embed(nn.Module):

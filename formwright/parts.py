@@ -92,13 +92,13 @@ def class_of(factory: Callable) -> type:
 
 
 def options(cls: type) -> dict[str, inspect.Parameter]:
-    """The options of a part's constructor by name: all but `self`, the width (an embedding says it itself), the heads
-    that a position is made for, and the stacks of a wiring."""
+    """The options of a part's constructor by name: all but `self`, the width (an embedding says it itself), what a
+    mixer makes a position for (heads, tokens' width, axes), and the stacks of a wiring."""
     hidden = {"self", *getattr(cls, "stacks", ())}
     if cls.card.kind != "embed":
         hidden.add("dim")
     if cls.card.kind == "position":
-        hidden.add("heads")
+        hidden |= {"heads", "width", "rank"}
     return {name: p for name, p in inspect.signature(cls.__init__).parameters.items() if name not in hidden}
 
 
@@ -110,6 +110,14 @@ def describe(cls: type) -> str:
         rows.append(f"patterns  {', '.join(card.patterns)}")
         ranks = ", ".join(map(str, card.grid_ranks)) or "any"
         rows.append(f"axes      {ranks}    multiply-adds grow as {card.time}, the decode state as {card.state}")
+    if card.kind == "position":
+        shifts = (
+            "scores depend on differences of positions alone" if "shift" in card.symmetries else "places are absolute"
+        )
+        rows.append(f"role      {cls.role}; {shifts}")
+    if card.extrapolates is not None:
+        made = "made for" if card.extrapolates else "not made for"
+        rows.append(f"lengths   {made} longer inputs than those trained on")
     if card.source:
         rows.append(f"source    {card.source}")
     stacks = getattr(cls, "stacks", ())

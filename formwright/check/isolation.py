@@ -1,7 +1,7 @@
 """The law of isolation: rows don't influence one another, and padded = packed = alone.
 
 A padded or packed layout may be refused by `Unsupported`; computing something else is never an answer. Channel parts,
-norms and positions must moreover treat each token by itself.
+norms and positions must moreover treat each token by itself, but for positions that say otherwise (Position).
 """
 
 from __future__ import annotations
@@ -28,12 +28,16 @@ def isolation(subject: Subject) -> str:
             _check_rows(subject, module, pattern, n)
             if not subject.randomness:
                 _check_alone(subject, module, pattern, n)
-        _check_rows(subject, subject.module(pattern).train(), pattern, 20)
+        if getattr(subject.cls, "batched", False):
+            notes.append("training takes statistics over the batch, as declared")
+        else:
+            _check_rows(subject, subject.module(pattern).train(), pattern, 20)
         if pattern == "causal":
             _check_state(subject, module)
-        if subject.kind in ("channel", "norm", "position"):
+        local = subject.kind == "position" and module.role == "value"
+        if subject.kind in ("channel", "norm", "position") and not local:
             _check_tokens(subject, module)
-        elif subject.kind == "mixer" and not subject.randomness:
+        elif (subject.kind == "mixer" or local) and not subject.randomness:
             for check in (_check_padded, _check_packed):
                 try:
                     check(subject, module, pattern)
@@ -86,6 +90,7 @@ def _check_tokens(subject: Subject, module: nn.Module) -> None:
             changed = x.clone()
             changed[:, at] = 30 * subject.inputs("", n, salt=1)[0][:, at]
             gap = deviation(subject.run(module, changed), before).amax((0, 2))
+            gap[at:] = 0 if getattr(module, "contextual", False) else gap[at:]  # tokens move on those after them
             gap[at] = 0
             if gap.max() > subject.precision:
                 token = int(gap.argmax())

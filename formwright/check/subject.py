@@ -146,7 +146,7 @@ class Subject:
     def construct(self, arguments: dict[str, Any], dim: int = 0, pattern: str = "") -> nn.Module:
         """The part with these arguments, as its constructor makes it."""
         causal = {"causal": pattern.startswith("causal")} if self.kind == "mixer" else {}
-        width = {"dim": dim or self.dim} if "dim" in self.parameters else {}
+        width = {name: dim or self.dim for name in ("dim", "width") if name in self.parameters}
         return self.cls(**width, **causal, **arguments)
 
     def module(
@@ -246,6 +246,11 @@ class Subject:
 
 
 def _call_position(subject: Subject, module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
+    if module.role == "value":
+        return module.local(x.unflatten(2, (2, -1)), layout).flatten(2)
+    if module.contextual:
+        at, _ = module.coordinates(x)
+        return module.rotate(x.unsqueeze(2).expand(-1, -1, module.heads, -1), at).mean(2)
     at = layout.positions(x.device)
     if module.role == "rotate":
         return module.rotate(x.unsqueeze(2), at.to(x.device)).squeeze(2)

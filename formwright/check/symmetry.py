@@ -3,7 +3,8 @@
 permutation   f(x in another order) = f(x) in that order
 shift         a signal between zeros, moved along the sequence, gives outputs moved along
 resolution    a smooth periodic signal sampled twice as finely gives the same function, to 2%
-For positions, shift says that scores depend on differences of positions alone.
+For positions, shift says that scores depend on differences of positions alone; for those that are added to tokens,
+that the products of what is added do; for contextual ones, that what stands before all tokens changes no score.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from formwright.check.compare import amount, worst
 from formwright.check.subject import Broken, Skipped, Subject
@@ -93,16 +94,30 @@ def _wave(subject: Subject, n: int) -> Tensor:
 
 def position_shift(subject: Subject, name: str) -> None:
     module = subject.module()
-    if name != "shift" or module.role == "embed":
+    if name != "shift":
         raise Broken(f"the card declares {name!r}, which says nothing of a {module.role} position")
+    if module.role == "value":
+        shift(subject)
+        return
     at = Layout((20,)).positions()
     for by in (1, 37):
-        if module.role == "bias":
-            one, two = module.bias(at, at), module.bias(at + by, at + by)
-        else:
-            q, k = (subject.randn(1, 20, 2, subject.dim, salt=s) for s in (1, 2))
-            one, two = (
-                torch.einsum("bnhk,bmhk->bhnm", module.rotate(q, p), module.rotate(k, p)) for p in (at, at + by)
-            )
-        if (gap := worst(two.detach(), one.detach())) > 1e-9:
+        if (gap := moved_scores(subject, module, at, by)) > 1e-9:
             raise Broken(f"the card declares shift, but scores differ {amount(gap)} when all positions move by {by}")
+
+
+def moved_scores(subject: Subject, module: nn.Module, at: Tensor, by: int) -> float:
+    """How far the scores of a position that is no "value" position differ when all places `at` (N, A) move by `by`."""
+    n = len(at)
+    if module.role == "bias":
+        one, two = module.bias(at, at), module.bias(at + by, at + by)
+    elif module.role == "embed":
+        zeros = torch.zeros(1, n, subject.dim, dtype=torch.float64)
+        one, two = (torch.einsum("bnd,bmd->bnm", *[module.embed(zeros, p)] * 2) for p in (at, at + by))
+    else:
+        places = at, at + by
+        if module.contextual:
+            x = subject.randn(1, by + n, subject.dim)
+            places = module.coordinates(x[:, by:])[0], module.coordinates(x)[0][:, by:]
+        q, k = (subject.randn(1, n, 2, subject.dim, salt=s) for s in (1, 2))
+        one, two = (torch.einsum("bnhk,bmhk->bhnm", module.rotate(q, p), module.rotate(k, p)) for p in places)
+    return worst(two.detach(), one.detach())

@@ -32,6 +32,7 @@ class Alibi(Position):
         summary="lowers scores in proportion to distance, each head by its own slope; made to extrapolate",
         source="Train Short, Test Long: Attention with Linear Biases, 2108.12409, 2021",
         symmetries=("shift",),
+        extrapolates=True,
     )
     role = "bias"
     relative = True  # on one axis the bias depends on the distance alone

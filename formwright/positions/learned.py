@@ -23,6 +23,7 @@ class Learned(Position):
         kind="position",
         summary="adds a trained vector for each place, up to the length it was made for",
         source="Convolutional Sequence to Sequence Learning, 1705.03122, 2017",
+        extrapolates=False,
     )
     role = "embed"
 

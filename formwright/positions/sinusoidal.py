@@ -24,6 +24,8 @@ class Sinusoidal(Position):
         kind="position",
         summary="adds sines and cosines of geometric frequencies to the tokens, on any number of axes",
         source="Attention Is All You Need, 1706.03762, 2017",
+        symmetries=("shift",),
+        extrapolates=False,
     )
     role = "embed"
 

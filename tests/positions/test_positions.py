@@ -3,11 +3,60 @@ import math
 import pytest
 import torch
 
+from formwright import parts
+from formwright.check.subject import Subject
+from formwright.check.symmetry import moved_scores
 from formwright.contract import Layout, Unsupported
 from formwright.positions.alibi import Alibi, slopes
 from formwright.positions.learned import Learned
 from formwright.positions.rope import Rope
 from formwright.positions.sinusoidal import Sinusoidal
+
+EXTRAPOLATING = {"alibi", "carope", "lepe", "t5_bias"}
+SCORED = [name for name in parts.names("position") if parts.get(name).role != "value"]
+
+
+@pytest.mark.parametrize("places", ["line", "plane", "space", "reals"])
+@pytest.mark.parametrize("name", SCORED)
+def test_scores_are_blind_to_translation_where_the_card_says_so_and_nowhere_else(name, places):
+    subject = Subject(name, parts.get(name), dim=48)
+    if "axes" in subject.parameters and places in ("plane", "space"):
+        subject.arguments["axes"] = 2 if places == "plane" else 3
+    module = subject.module()
+    if module.contextual and places != "line":
+        pytest.skip("it is told no places")
+    if places == "reals":
+        at = 9 * torch.rand(20, 1, dtype=torch.float64)
+    else:
+        at = Layout({"line": (20,), "plane": (4, 5), "space": (2, 5, 2)}[places]).positions()
+    try:
+        gaps = [moved_scores(subject, module, at, by) for by in (1, 37)]
+    except Unsupported as error:
+        assert places == "reals" and "whole" in str(error)
+        return
+    if name == "learned" and places in ("plane", "space"):
+        assert max(gaps) == 0  # on a grid it goes by the order of tokens
+    elif "shift" in parts.card(name).symmetries:
+        assert max(gaps) < 1e-10
+    else:
+        assert max(gaps) > 1e-3
+
+
+@pytest.mark.parametrize("name", parts.names("position"))
+def test_each_position_says_whether_it_extrapolates(name):
+    card = parts.card(name)
+    assert card.extrapolates is (name in EXTRAPOLATING)
+    text = parts.describe(parts.get(name))
+    assert ("not made for longer inputs" in text) is (name not in EXTRAPOLATING)
+    assert f"role      {parts.get(name).role}" in text
+
+
+@pytest.mark.parametrize("name", sorted(EXTRAPOLATING))
+def test_positions_that_extrapolate_take_any_length(name):
+    subject = Subject(name, parts.get(name))
+    out = subject.run(subject.module(), *subject.inputs("", 3000, batch=1))
+    assert out.isfinite().all()
+    assert subject.limit > 3000
 
 
 def test_rope_is_a_rotation_of_complex_pairs():
