@@ -190,7 +190,7 @@ class Subject:
     def randn(self, *shape: int, dtype: torch.dtype = torch.float64, salt: int = 0) -> Tensor:
         """Normal numbers that depend on the seed, the shape and the salt alone."""
         generator = torch.Generator().manual_seed(self.seed * 1009 + salt * 31 + sum(shape))
-        return torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype)
+        return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
 
     def inputs(
         self, pattern: str, n: int, batch: int = 2, dtype: torch.dtype = torch.float64, salt: int = 0, dim: int = 0

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import torch
 
+from formwright.norms.affine import Affine
 from formwright.norms.layernorm import LayerNorm
 from formwright.norms.rmsnorm import RMSNorm
+from formwright.norms.srmsnorm import SRMSNorm
 
 
 def test_rmsnorm():
@@ -29,3 +31,17 @@ def test_half_precision_is_normalised_in_float32():
         y = norm(x)
         assert y.dtype == torch.bfloat16
         torch.testing.assert_close(y.float(), norm(x.float()), rtol=1e-2, atol=1e-2)
+
+
+def test_srmsnorm_has_no_parameters():
+    norm, x = SRMSNorm(6), torch.randn(2, 3, 6, dtype=torch.float64)
+    torch.testing.assert_close(norm(x), x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt())
+    assert not list(norm.parameters())
+
+
+def test_affine():
+    norm, x = Affine(6).double(), torch.randn(2, 3, 6, dtype=torch.float64)
+    torch.testing.assert_close(norm(x), x)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    torch.testing.assert_close(norm(x), x * norm.weight + norm.bias)
