@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from formwright.contract import Card, Cost, Layout, Position, element_size, parameter_count
+from formwright.contract import Card, Cost, Layout, Position, Unsupported, element_size, parameter_count
 from formwright.parts import register
 from formwright.positions.rope import turn
 
@@ -38,10 +38,13 @@ class Carope(Position):
     role = "rotate"
     contextual = True
 
-    def __init__(self, dim: int, heads: int, width: int, *, base: float = 10000.0):
-        """dim is the width of a head, heads the number of key heads, width that of the tokens. Raises ValueError for
-        odd heads and a base not above 1."""
+    def __init__(self, dim: int, heads: int | None = None, width: int | None = None, *, base: float = 10000.0):
+        """dim is the width of a head, heads the number of key heads, width that of the tokens. Raises Unsupported for a
+        mixer that doesn't name the last two, ValueError for odd heads and a base not above 1."""
         super().__init__()
+        if heads is None or width is None:
+            reason = "its phases depend on the tokens, which the mixer must hand it; attention does"
+            raise Unsupported("carope", "a mixer that gives it places alone", reason)
         if dim % 2:
             raise ValueError(f"carope: it turns pairs of channels, but heads have {dim}; make head_dim even")
         if base <= 1:

@@ -7,7 +7,7 @@ the plane, as the lattice of a grid cell has them), on one axis the axis itself,
 ratio of scales is r = e^(1/A), the one at which a given number of cells resolves most. Scores depend on differences
 of positions alone; coordinates may be reals. Channels left over are not turned.
 GridPE: Unifying Positional Encoding in Transformers with a Grid Cell-Inspired Framework, 2406.07049, 2024; the ratio:
-Wei, Prentice and Balasubramanian, A principle of economy predicts the functional architecture of grid cells,
+Wei, Prentice and Balasubramanian, The Sense of Place: Grid Cells in the Brain and the Transcendental Number e,
 1304.0031, 2013.
 """
 

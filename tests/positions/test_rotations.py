@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import formwright
+from formwright.build import BuildProblem
 from formwright.contract import Layout
 from formwright.mixers.attention import Attention
 from formwright.positions.carope import Carope
@@ -126,6 +127,11 @@ def test_carope_is_the_papers_sum():
                 phase = (f[0, : n + 1, head // 2] ** i).sum()
                 pair = torch.complex(q[0, n, head, i], q[0, n, head, i + 4]) * torch.polar(ONE[0], phase)
                 torch.testing.assert_close(torch.complex(turned[0, n, head, i], turned[0, n, head, i + 4]), pair)
+
+
+def test_carope_is_refused_where_a_mixer_gives_places_alone():
+    with pytest.raises(BuildProblem, match="the mixer must hand it"):
+        formwright.build("tokens(dim=16, vocab=11) >> lla(heads=2, position=carope) >> lm")
 
 
 def test_carope_decodes_in_a_model():
