@@ -4,6 +4,9 @@ gradient, and outputs and gradients stay finite at long N and for large, zero an
 A causal part must also forget or keep, never grow: what the first token changes in output t may rise like a power of t,
 not like a^t with a > 1. A decay above one overflows only after a while, but it shows at once in that the influence
 rises by more each time N doubles.
+
+A part whose choices let gradients straight through has an attribute `held` (ops/straight_through.py): its backward is
+the derivative of forward with the choices held as they are and moved by what stands beside them.
 """
 
 from __future__ import annotations
@@ -59,6 +62,7 @@ def _derivatives(
     module = subject.module(pattern)
     pristine = fresh(module)
     inputs = tuple(leaf(x) for x in subject.inputs(pattern, n, 2, salt=20 + attempt))
+    held = _hold(module)
     out = _forward(subject, module, inputs)
     weights = subject.randn(*out.shape, salt=30 + attempt)
     tensors = {"x": inputs[0], **({"context": inputs[1]} if inputs[1:] else {}), **dict(module.named_parameters())}
@@ -78,7 +82,9 @@ def _derivatives(
             before = tensor.clone()
             for sign in (1, -1):
                 tensor.copy_(before + sign * step * direction)
-                ends.append(_forward(subject, fresh(pristine), inputs).detach())
+                moved = fresh(pristine)
+                _hold(moved, held)
+                ends.append(_forward(subject, moved, inputs).detach())
             tensor.copy_(before)
         change = (ends[0] - ends[1]) / (2 * step) * weights
         backward = 0.0 if grad is None else float((grad * direction).sum())
@@ -86,6 +92,15 @@ def _derivatives(
             continue  # the check of finiteness tells
         rows.append((name, backward, float(change.sum()), float(change.norm()) + 1e-6 * float(out.detach().norm())))
     return rows
+
+
+def _hold(module: nn.Module, held: list[dict] | None = None) -> list[dict]:
+    """Give each part with straight-through choices a dict to keep them in, or those that were kept."""
+    parts = [part for part in module.modules() if hasattr(part, "held")]
+    held = [{} for _ in parts] if held is None else held
+    for part, kept in zip(parts, held, strict=True):
+        part.held = kept
+    return held
 
 
 def _forward(subject: Subject, module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
