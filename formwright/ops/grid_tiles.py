@@ -23,7 +23,7 @@ from torch import Tensor
 
 HALF = (torch.float16, torch.bfloat16)
 DENSE = 0.8  # the share of all pairs from which on one tile of everything is as fast as many
-SCORES = 2**20  # scores whose mask and bias are held at once where a bias is added
+SCORES = 2**20  # scores held at once where a bias is added
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,24 +198,15 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: flo
 def _biased(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, bias: Tensor, scale: float) -> Tensor:
     b, count, heads, queries, _ = q.shape
     step = max(1, SCORES // (b * heads * queries * k.shape[3]))
-    learns = torch.is_grad_enabled() and bias.requires_grad
-    out = []
+    q, out = q * scale, []
     for start in range(0, count, step):
         here = slice(start, start + step)
-        added = bias.to(q.dtype)[None]
+        scores = q[:, here] @ k[:, here].transpose(3, 4)
+        scores = (scores.float() if scores.dtype in HALF else scores) + bias
         if allowed is not None:
-            added = added.masked_fill(~allowed[here, None], -math.inf)
-        if learns:
-            scores = (q[:, here] * scale) @ k[:, here].transpose(3, 4) + added
-            scores = scores.float() if scores.dtype in HALF else scores
-            out.append(scores.softmax(-1).to(v.dtype) @ v[:, here])
-            continue
-        tiles = q[:, here].shape[1]
-        mask = added.expand(b, tiles, -1, -1, -1).flatten(0, 1)
-        parts = (x[:, here].flatten(0, 1) for x in (q, k, v))
-        o = F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=scale)
-        out.append(o.unflatten(0, (b, tiles)))
-    return torch.cat(out, 1)
+            scores = scores.masked_fill_(~allowed[here, None], -math.inf)
+        out.append(scores.softmax(-1).to(v.dtype) @ v[:, here])
+    return out[0] if len(out) == 1 else torch.cat(out, 1)
 
 
 def macs(tiles: Tiles, *, heads: int, key_dim: int, value_dim: int | None = None, batch: int = 1) -> int:
