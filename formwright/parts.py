@@ -111,10 +111,9 @@ def describe(cls: type) -> str:
         ranks = ", ".join(map(str, card.grid_ranks)) or "any"
         rows.append(f"axes      {ranks}    multiply-adds grow as {card.time}, the decode state as {card.state}")
     if card.kind == "position":
-        shifts = (
-            "scores depend on differences of positions alone" if "shift" in card.symmetries else "places are absolute"
-        )
-        rows.append(f"role      {cls.role}; {shifts}")
+        relative = {"value": "what it adds moves along with the tokens"}
+        relative = relative.get(cls.role, "scores depend on differences of positions alone")
+        rows.append(f"role      {cls.role}; {relative if 'shift' in card.symmetries else 'places are absolute'}")
     if card.extrapolates is not None:
         made = "made for" if card.extrapolates else "not made for"
         rows.append(f"lengths   {made} longer inputs than those trained on")

@@ -23,7 +23,8 @@ class Sigma(nn.Module):
 
     def __init__(self, weight: Tensor):
         super().__init__()
-        u, _, v = torch.linalg.svd(weight.detach().float(), full_matrices=False)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        u, _, v = torch.linalg.svd(weight.detach().to(wide), full_matrices=False)
         self.gamma = nn.Parameter(weight.new_ones(()))
         self.register_buffer("left", u[:, 0].to(weight.dtype).contiguous())
         self.register_buffer("right", v[0].to(weight.dtype).contiguous())

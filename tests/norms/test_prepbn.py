@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import formwright
+from formwright import data
 from formwright.model import load, save
 from formwright.norms.affine import Affine
 from formwright.norms.prepbn import PRepBN, fold, fuse, fused
+from formwright.train import fit
 
 
 def trained(dim: int = 6, steps: int = 4, passes: int = 4) -> PRepBN:
@@ -85,6 +87,25 @@ def test_the_step_is_saved_and_whole_models_are_fused(tmp_path):
     assert not any(isinstance(m, PRepBN) for m in fuse(model).modules())
     assert sum(isinstance(m, Affine) for m in model.modules()) == len(norms)
     torch.testing.assert_close(model(inputs), expected)
+
+
+def test_training_counts_every_forward_once_though_it_is_interrupted(tmp_path):
+    text = "prenorm(attention(heads=2) + swiglu, norm=prepbn(steps=3))"
+    source = data.open("mqar(pairs=2, length=16)")
+
+    def stop(event):
+        if event["event"] == "step" and event["step"] == 4:
+            raise KeyboardInterrupt
+
+    models = [formwright.build(text, source, dim=16, seed=0) for _ in range(3)]
+    how = {"steps": 7, "batch_size": 4, "lr": 1e-2, "evaluate_every": 2, "evaluation_items": 8}
+    fit(models[0], source, **how)
+    with pytest.raises(KeyboardInterrupt):
+        fit(models[1], source, **how, folder=tmp_path, on_event=stop)
+    fit(models[2], source, **how, folder=tmp_path, resume=True)
+    tensors = models[0].state_dict()
+    assert {int(t) for name, t in tensors.items() if name.endswith("step")} == {7}
+    assert all(torch.equal(t, tensors[name]) for name, t in models[2].state_dict().items())
 
 
 def test_it_refuses():
