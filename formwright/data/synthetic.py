@@ -65,11 +65,13 @@ def open_task(spec: str, *, seed: int = 0) -> Source:
     # the number of items made is no part of what an item is
     definition = caching.digest("task", name, {k: v for k, v in chosen.items() if k not in ("examples", "tests")}, seed)
     counts = {"train": task.examples, "validation": task.tests, "test": task.tests}
-    blocks = _blocks(task.make, definition, counts)
-    inputs, targets = blocks("test", 0)
+    makers = dict.fromkeys(SPLITS, task.make) | ({"test": task.make_test} if task.make_test else {})
+    blocks = _blocks(makers, definition)
+    seen = blocks("train", 0)[0].shape[1:]
 
     def take(split: str, index: np.ndarray, epoch: np.ndarray) -> tuple[Tensor, Tensor]:
         which, inside = np.divmod(index, BLOCK)
+        inputs, targets = blocks(split, 0)
         x = np.empty((len(index), *inputs.shape[1:]), dtype=_wide(inputs))
         y = np.empty((len(index), *targets.shape[1:]), dtype=_wide(targets))
         for block in np.unique(which).tolist():
@@ -81,19 +83,23 @@ def open_task(spec: str, *, seed: int = 0) -> Source:
     notes = list(task.notes)
     if task.chance is not None:
         notes.append(f"Guessing among the possible answers is right {task.chance:.3g} of the time.")
+    if (common := _commonest(blocks("train", 0)[1], blocks("test", 0)[1])) is not None:
+        notes.append(f"Always giving the commonest answer is right {common:.3g} of the time on the test part.")
+    if task.make_test:
+        notes.append("The test part is harder than what was seen in training and validation: it has other lengths.")
     return Source(
         name=f"{name}({changed})" if changed else name,
         kind="synthetic",
         embed=task.embed,
         head=task.head,
         facts=dict(task.facts),
-        shape=tuple(inputs.shape[1:]),
+        shape=tuple(seen),
         metric=task.metric,
         lower_is_better=task.lower_is_better,
         unit=task.unit,
         counts=counts,
         take=take,
-        tokens_per_item=inputs.shape[1],
+        tokens_per_item=seen[0],
         fingerprint=caching.digest(definition, counts),
         notes=notes,
         block=BLOCK,
@@ -104,14 +110,22 @@ def _wide(array: np.ndarray) -> np.dtype:
     return np.dtype(np.int64 if array.dtype.kind == "i" else np.float32)
 
 
-def _blocks(make: Callable, definition: str, counts: dict[str, int]) -> Callable[[str, int], tuple]:
+def _commonest(seen: np.ndarray, tested: np.ndarray) -> float | None:
+    """How often the answer commonest in training is right on the test; None for answers that are no classes."""
+    if seen.dtype.kind != "i":
+        return None
+    answers = tested[tested >= 0]
+    return float((answers == np.bincount(seen[seen >= 0]).argmax()).mean())
+
+
+def _blocks(makers: dict[str, Callable], definition: str) -> Callable[[str, int], tuple]:
     """(split, number) -> that block's inputs and targets, whole numbers kept as int32."""
 
     def build(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
         words = [int(definition[i : i + 8], 16) for i in range(0, len(definition), 8)]
         seed = np.random.SeedSequence([*words, SPLITS.index(split), number])
         # always a whole block, so that an item does not change with the number of items
-        made = make(np.random.Generator(np.random.PCG64(seed)), BLOCK)
+        made = makers[split](np.random.Generator(np.random.PCG64(seed)), BLOCK)
         return tuple(a.astype(np.int32 if a.dtype.kind in "iu" else np.float32) for a in made)
 
     first = build("test", 0)

@@ -26,6 +26,7 @@ class Task:
     make       (generator, rows) -> inputs (rows, ...), targets (rows, ...): integers, or reals
     facts      what the builder needs (vocab, length, classes, ...)
     examples   items of the training split; `tests` items of validation and of test
+    make_test  makes the items of the test part, where they are to differ from those seen (longer ones); make's without
     chance     accuracy of guessing, said beside every score; None where it has no meaning
     """
 
@@ -38,6 +39,7 @@ class Task:
     unit: str = ""
     examples: int = 100_000
     tests: int = 3_000
+    make_test: Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]] | None = None
     chance: float | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -73,4 +75,11 @@ def draw_distinct(rng: np.random.Generator, rows: int, number: int, population: 
     return pool[:, :number].astype(np.int64)
 
 
-from formwright.data.tasks import copying, induction, mqar  # noqa: E402, F401  (each registers its task)
+from formwright.data.tasks import (  # noqa: E402, F401  (each registers its task)
+    copying,
+    induction,
+    modular_arithmetic,
+    mqar,
+    parity,
+    word_problem,
+)
