@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from formwright import parts
+from formwright import parts, zoo
 from formwright.contract import ResidualStyle
 from formwright.lang import Expr, Part, SyntaxProblem
 
@@ -21,10 +21,9 @@ FACTS = (
 
 def check_names(part: Part, text: str) -> None:
     """Raise SyntaxProblem unless the part is registered and its options are among those it has."""
-    try:
-        cls = parts.get(part.name)
-    except parts.UnknownPart as error:
-        raise SyntaxProblem(str(error), text, _name_place(part)) from None
+    if part.name not in parts.names():
+        raise SyntaxProblem(_unknown(part.name), text, _name_place(part))
+    cls = parts.get(part.name)
     allowed = [*getattr(cls, "stacks", ()), *parts.options(cls)]
     if issubclass(cls, ResidualStyle):
         allowed = ["stack", *allowed]
@@ -38,6 +37,12 @@ def check_names(part: Part, text: str) -> None:
     for option in allowed[: len(part.arguments)]:
         if option in part.options:
             raise SyntaxProblem(f"{part.name} is given {option!r} twice", text, part.place)
+
+
+def _unknown(name: str) -> str:
+    if name in zoo.names():
+        return f"{name} is a whole architecture of the zoo, with embedding and head; it stands alone"
+    return f"there is no part {name!r}{parts.nearest(name, [*parts.names(), *zoo.names()])}"
 
 
 def _name_place(part: Part) -> tuple[int, int] | None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from formwright import lang, parts
+from formwright import lang, parts, zoo
 from formwright.binding import bound, check_names
 from formwright.contract import (
     ChannelMixer,
@@ -50,7 +50,7 @@ def build(
     causal: bool | None = None,
     seed: int = 0,
 ) -> Model:
-    """The model that `expression` says, its weights drawn from `seed`.
+    """The model that `expression` says, or the zoo entry that it names, its weights drawn from `seed`.
 
     data    a source (formwright.data.open): gives embedding, head and facts where the expression leaves them open
     facts   further facts by name, such as {"vocab": 4096, "length": 512}; they win over the data's
@@ -58,10 +58,12 @@ def build(
     causal  whether mixers look back alone; without it the head decides
 
     Raises SyntaxProblem or BuildProblem, which say where and why."""
-    text = expression if isinstance(expression, str) else str(expression)
     tree = lang.as_expression(expression)
-    known = {**(data.facts if data is not None else {"vocab": BYTES}), **(facts or {})}
-    builder = _Builder(text if isinstance(expression, str) else "")
+    published = zoo.find(expression)
+    alone = {"vocab": BYTES} if published is None else published.facts
+    known = {**(data.facts if data is not None else alone), **(facts or {})}
+    text = expression if published is None else published.expression
+    builder = _Builder(text if isinstance(text, str) else "")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = builder.model(tree, data, known, dim, causal)
@@ -114,6 +116,8 @@ class _Builder:
         self.problems: list[str] = []
 
     def model(self, tree: Expr, data: Any, facts: dict[str, Any], dim: int | None, causal: bool | None) -> Model:
+        from formwright.wiring.stack import norm_after
+
         for node in lang.walk(tree):
             if isinstance(node, Part):
                 check_names(node, self.text)
@@ -141,18 +145,10 @@ class _Builder:
         head = self.construct(last, head_class, (stack.dim_out,), head_options)
         if self.problems:
             raise BuildProblem(self.problems)
-        norm = nn.Identity() if stack.normed else self.final_norm(stack)
+        norm = norm_after(stack)
         width_text = Part(first.name, {"dim": width, **{k: v for k, v in first.options.items() if k != "dim"}})
         canonical = str(Chain((Part(width_text.name, width_text.options, first.arguments), *body, last)))
         return Model(embed, stack, norm, head, canonical, facts, causal=flow["causal"])
-
-    def final_norm(self, stack: Wiring) -> Norm:
-        """The norm before the head: of the kind that the last residual style uses."""
-        styles = [
-            m for m in stack.modules() if isinstance(m, ResidualStyle) and isinstance(getattr(m, "norm", 0), Norm)
-        ]
-        make = type(styles[-1].norm) if styles else parts.get("rmsnorm")
-        return make(stack.dim_out)
 
     def stage(self, tree: Expr, dim: int, flow: dict[str, Any], style: Callable) -> Wiring | None:
         """A stage of the stack: mixers and channel mixers get the residual style around them."""

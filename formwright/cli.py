@@ -182,9 +182,9 @@ def check(
 
 @app.command("list")
 def list_parts(
-    kind: Annotated[str | None, typer.Argument(help="mixer, channel, position, norm, ...")] = None,
+    kind: Annotated[str | None, typer.Argument(help="mixer, channel, position, norm, ... or zoo.")] = None,
 ) -> None:
-    """List the parts that expressions are made of."""
+    """List the parts that expressions are made of, or the published architectures in the zoo."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -194,6 +194,9 @@ def list_parts(
 
     singular = kind[:-1] if kind and kind.endswith("s") else kind
     console = Console()
+    if kind == "zoo":
+        console.print(_zoo_table())
+        return
     cards = sorted((parts.card(name) for name in parts.names(singular)), key=lambda c: (KINDS.index(c.kind), c.name))
     for group, members in itertools.groupby(cards, key=lambda c: c.kind):
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -208,17 +211,39 @@ def list_parts(
         console.print(table)
     if singular in (None, "mixer"):
         console.print("macs, state: how multiply-adds and the decode state grow with N tokens", highlight=False)
+    if kind is None:
+        console.print("published architectures: formwright list zoo", highlight=False)
+
+
+def _zoo_table():
+    """A Rich table of the zoo's entries."""
+    from rich import box
+    from rich.table import Table
+
+    from formwright import zoo
+    from formwright.show import short
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("zoo", no_wrap=True, style="bold")
+    table.add_column("parameters", no_wrap=True, justify="right")
+    table.add_column("source")
+    for name in zoo.names():
+        table.add_row(name, short(zoo.entry(name).parameters), zoo.entry(name).source)
+    return table
 
 
 @app.command()
-def card(name: Annotated[str, typer.Argument(help="A part's name, or file.py:Class.")]) -> None:
-    """Show a part's card: what it computes, its source, its options."""
+def card(name: Annotated[str, typer.Argument(help="A part's name, a zoo entry's, or file.py:Class.")]) -> None:
+    """Show a part's card: what it computes, its source, its options; or an architecture of the zoo."""
     from rich.console import Console
 
-    from formwright import parts
+    from formwright import parts, zoo
 
-    cls = parts.load(name) if ".py:" in name else parts.get(name)
-    Console().print(parts.describe(cls), markup=False, highlight=False, soft_wrap=False)
+    if zoo.find(name):
+        text = zoo.describe(name)
+    else:
+        text = parts.describe(parts.load(name) if ".py:" in name else parts.get(name))
+    Console().print(text, markup=False, highlight=False, soft_wrap=False)
 
 
 @app.command()

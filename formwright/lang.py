@@ -18,7 +18,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from formwright import zoo
+
 _PRECEDENCE = {"|": 1, ">>": 2, "+": 3, "*": 4}
+_HYPHENATED = re.compile(r"[A-Za-z][\w.]*(-[\w.]+)+")
 _FILE_PART = re.compile(r"(?<![\w.])((?:[\w.~-]*/)*[\w.-]+\.py):([A-Za-z_]\w*)")
 
 
@@ -173,7 +176,7 @@ def _value(value: Any) -> str:
 
 
 def parse(text: str) -> Expr:
-    """The expression that `text` says.
+    """The expression that `text` says; of a zoo entry where it names one.
 
     A part from a user's file may stand as `file.py:Class`; it is loaded and its card's name stands in its place.
     Raises SyntaxProblem, which points at the place."""
@@ -181,6 +184,11 @@ def parse(text: str) -> Expr:
         raise TypeError(f"parse takes text, not {type(text).__name__}")
     if not text.strip():
         raise SyntaxProblem("the expression is empty; write for example 3*(attention + swiglu)")
+    published = zoo.find(text)
+    if published is not None:
+        text = published.expression
+    elif _HYPHENATED.fullmatch(text.strip()):
+        zoo.entry(text.strip())  # raises, with the nearest names: no part's name has a hyphen
     text = _FILE_PART.sub(_load_file_part, text)
     # Brackets let an expression run over several lines; their column is taken off every place again.
     try:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, replace
 
 from torch import nn
 
+from formwright import zoo
 from formwright.contract import Cost, Layout, Norm, Wiring, part_cost
 from formwright.model import Model
+from formwright.unfilled import Unfilled
 from formwright.wiring.stack import Plain, Residual, Stack
 
 _UNITS = ("", "k", "M", "G", "T", "P")
@@ -89,12 +92,19 @@ def example(
     from formwright.build import build, default_stack, is_bare_mixer
 
     tree = default_stack(expression) if is_bare_mixer(expression) else expression
+    published = zoo.find(expression)
+    # Figures need no weights, and those of a published model may be more than memory holds.
+    where = Unfilled() if published else contextlib.nullcontext()
     if data is not None:
         from formwright import data as sources
 
         source = sources.open(data, **(options or {}))
-        return build(tree, source), source.shape
-    model = build(tree, facts={"length": length})
+        with where:
+            return build(tree, source), source.shape
+    with where:
+        model = build(tree, facts={"length": length})
+    if published and "image" in published.facts:
+        return model, (*published.facts["image"], published.facts["channels"])
     if not hasattr(model.embed, "vocab"):
         raise ValueError(f"{model.embed.card.name} reads no tokens; say by --data what it reads")
     return model, (length,)

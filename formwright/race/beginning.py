@@ -34,7 +34,7 @@ def begin(
     _check(options, depth=depth, workers=workers, threads=threads, name=name)
     lrs = plan.learning_rates(options["lr"], tuple(sorted(set(rates))))
     size = None if options["size"] is None else parse_size(options["size"])
-    entries = read_contenders(texts, depth=depth)
+    entries = read_contenders(texts, depth=depth, sized=size is not None)
     source = data.open(data_spec, **data_options)
     for entry in entries:
         if not entry.error:

@@ -13,14 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
-
-from formwright import lang, parts
+from formwright import lang, parts, zoo
 from formwright.build import BuildProblem, build, complete, default_stack, is_bare_mixer
 from formwright.lang import Chain, Expr, Part
 from formwright.model import Model
+from formwright.unfilled import Unfilled
 
 SHORT = 40  # a text up to so many characters is its contender's name
 
@@ -47,8 +44,9 @@ class Entry:
     error: str | None = None
 
 
-def read_contenders(texts: list[str], *, depth: int = 4) -> list[Entry]:
-    """Texts -> contenders with names and folders of their own.
+def read_contenders(texts: list[str], *, depth: int = 4, sized: bool = False) -> list[Entry]:
+    """Texts -> contenders with names and folders of their own. Where a race is `sized`, zoo entries give up the width
+    that they were published with.
 
     Raises SyntaxProblem, FileNotFoundError, UnknownPart or ValueError for a text that is wrong on any data, RaceProblem
     for an empty list."""
@@ -66,7 +64,10 @@ def read_contenders(texts: list[str], *, depth: int = 4) -> list[Entry]:
                 error = f"its part is called {name!r}, as that of another file in this race: give its card another name"
                 parts.load(first)
         name = _name(str(text), tree, files)
-        stack = default_stack(tree, depth) if is_bare_mixer(tree) else tree
+        if is_bare_mixer(tree):
+            stack = default_stack(tree, depth)
+        else:
+            stack = _any_width(tree) if sized and zoo.find(text) else tree
         entries.append(Entry(name, str(text), stack, files, error=error))
     return _distinct(entries)
 
@@ -110,27 +111,19 @@ def check_words(entry: Entry, source: Any) -> None:
 
 def build_unfilled(tree: Expr, source: Any, dim: int | None) -> Model:
     """The model with weights that nobody has drawn, for its figures alone: memory never written is not taken."""
-    with _Unfilled():
+    with Unfilled():
         return build(tree, source, dim=dim)
-
-
-class _Unfilled(TorchFunctionMode):
-    """Leaves out the drawing of weights. (The meta device would do too, but loads a compiler for a second.)"""
-
-    in_place = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.bernoulli_, Tensor.exponential_, Tensor.log_normal_})
-    made = frozenset({torch.randn, torch.rand})
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if func in self.in_place:
-            return args[0]
-        if func in self.made:
-            return torch.empty(*args, **{name: value for name, value in kwargs.items() if name != "generator"})
-        return func(*args, **kwargs)
 
 
 def _names(tree: Expr) -> set[str]:
     return {node.name for node in lang.walk(tree) if isinstance(node, Part)}
+
+
+def _any_width(tree: Chain) -> Chain:
+    """A zoo entry without the width at its embedding."""
+    first = tree.items[0]
+    kept = {name: value for name, value in first.options.items() if name != "dim"}
+    return replace(tree, items=(replace(first, options=kept), *tree.items[1:]))
 
 
 def _digest(target: str) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, Unsupported, Wiring, parameter_count
-from formwright.norms.rmsnorm import RMSNorm
 from formwright.parts import register
+from formwright.wiring.stack import norm_after
 
 
 @register
@@ -37,7 +37,7 @@ class EncoderDecoder(Wiring):
             raise ValueError("encoder_decoder: source and target must keep the width they are given")
         self.dim = self.dim_out = dim
         self.source, self.target = source, target
-        self.norm = nn.Identity() if source.normed else RMSNorm(dim)
+        self.norm = norm_after(source)
         self.normed = target.normed
 
     def encode(self, context: Tensor | None, layout: Layout | None) -> tuple[Tensor, Layout]:

@@ -8,7 +8,8 @@
                g = (1 - z) x + z h
     plain      f(x)
 
-Each is written around a stack, `postnorm(6*(attention + mlp))`, and holds for all branches inside it.
+Each is written around a stack, `postnorm(6*(attention + mlp))`, and holds for all branches inside it. The norm that
+the last branch of a stack uses, options included, stands at the stack's end as well, where one is needed there.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class PreNorm(ResidualStyle):
 
     def __init__(self, dim: int, *, norm: Callable[[int], Norm] = RMSNorm):
         super().__init__(dim)
+        self.make_norm = norm
         self.norm = norm(dim)
 
     def before(self, x: Tensor) -> Tensor:
@@ -55,6 +57,7 @@ class PostNorm(ResidualStyle):
 
     def __init__(self, dim: int, *, norm: Callable[[int], Norm] = RMSNorm):
         super().__init__(dim)
+        self.make_norm = norm
         self.norm = norm(dim)
 
     def join(self, x: Tensor, y: Tensor) -> Tensor:
@@ -75,6 +78,7 @@ class Sandwich(ResidualStyle):
 
     def __init__(self, dim: int, *, norm: Callable[[int], Norm] = RMSNorm):
         super().__init__(dim)
+        self.make_norm = norm
         self.norm, self.norm_after = norm(dim), norm(dim)
 
     def before(self, x: Tensor) -> Tensor:
@@ -121,6 +125,7 @@ class Gated(ResidualStyle):
 
     def __init__(self, dim: int, *, norm: Callable[[int], Norm] = RMSNorm, bias: float = 2.0):
         super().__init__(dim)
+        self.make_norm = norm
         self.norm = norm(dim)
         self.gate = _GRUGate(dim, bias)
 

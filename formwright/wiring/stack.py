@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from formwright.contract import Card, ChannelMixer, Layout, Norm, ResidualStyle, TokenMixer, Wiring
+from formwright.norms.rmsnorm import RMSNorm
 
 STRUCTURE = Card(name="stack", kind="wiring", summary="parts one after another")
 
@@ -129,6 +130,15 @@ class Stack(Wiring):
             rows.append(("", stage, layout))
             layout = stage.after(layout)
         return rows
+
+
+def norm_after(stack: Wiring) -> nn.Module:
+    """The norm at a stack's end: none where its output is normalised, else one more of its last residual style's."""
+    if stack.normed:
+        return nn.Identity()
+    styles = [m for m in stack.modules() if isinstance(m, ResidualStyle) and isinstance(getattr(m, "norm", 0), Norm)]
+    make = getattr(styles[-1], "make_norm", type(styles[-1].norm)) if styles else RMSNorm
+    return make(stack.dim_out)
 
 
 class Parallel(Wiring):

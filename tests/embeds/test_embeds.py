@@ -12,6 +12,7 @@ from formwright.embeds.columns import Columns
 from formwright.embeds.patches import Patches
 from formwright.embeds.series import Series, statistics
 from formwright.embeds.tokens import Tokens
+from formwright.norms.layernorm import LayerNorm
 
 
 class Ramp(Position):
@@ -138,3 +139,27 @@ def test_refusals_say_what_to_do():
         Columns(6, numeric=1, categories=(2, 4))(torch.tensor([[0.5, 1, 4]]))
     with pytest.raises(ValueError, match="nothing to embed"):
         Columns(6, numeric=0)
+
+
+def test_tokens_scaled_with_segments_and_a_norm():
+    embed = Tokens(16, vocab=7, scaled=True, segments=2, norm=LayerNorm, position=Ramp)
+    tokens, segments = torch.randint(7, (2, 5)), torch.randint(2, (2, 5))
+    places = torch.arange(5.0)[:, None]
+    expected = 4 * embed.weight[tokens] + places + embed.segment[segments]
+    x, _ = embed(torch.stack([tokens, segments], -1))
+    torch.testing.assert_close(x, F.layer_norm(expected, (16,)))
+    x, _ = embed(tokens)
+    torch.testing.assert_close(x, F.layer_norm(4 * embed.weight[tokens] + places + embed.segment[0], (16,)))
+    pieces = [embed.extend(tokens[:, :2], 0), embed.extend(tokens[:, 2:], 2)]
+    torch.testing.assert_close(torch.cat(pieces, 1), x)
+    assert embed.cost(Layout((5,))).params == parameter_count(embed) == 16 * (7 + 2 + 2)
+
+
+def test_segments_are_refused_where_none_are():
+    pairs = torch.zeros(2, 5, 2, dtype=torch.long)
+    with pytest.raises(ValueError, match="where segments are told apart"):
+        Tokens(8, vocab=7)(pairs)
+    with pytest.raises(ValueError, match="segments=2 has 0 to 1"):
+        Tokens(8, vocab=7, segments=2)(pairs + 2)
+    with pytest.raises(ValueError, match="segments is 0"):
+        Tokens(8, vocab=7, segments=0)

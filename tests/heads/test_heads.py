@@ -11,11 +11,16 @@ from formwright.contract import Layout, parameter_count
 from formwright.heads.classify import Classify
 from formwright.heads.forecast import Forecast
 from formwright.heads.lm import LM
+from formwright.heads.masked_lm import MaskedLM
+from formwright.heads.pool import Pool
 from formwright.heads.regress import Regress
 
 WINDOW = torch.randn(2, 12, 3)
 CASES = [
     (LM(6, vocab=11), Layout((7,)), (2, 7, 11)),
+    (LM(6, vocab=11, scaled=True, cap=3.0), Layout((7,)), (2, 7, 11)),
+    (MaskedLM(6, vocab=11), Layout((7,)), (2, 7, 11)),
+    (Pool(6), Layout((2, 3), prefix=1), (2, 6)),
     (Classify(6, classes=4), Layout((2, 3), prefix=1), (2, 4)),
     (Classify(6, classes=4, pool="mean"), Layout((7,)), (2, 4)),
     (Classify(6, classes=4, causal=True), Layout((7,)), (2, 4)),
@@ -134,3 +139,34 @@ def test_refusals_say_what_to_do():
         Forecast(6, horizon=5, variates=3)(x, Layout((5,)))
     with pytest.raises(ValueError, match="but targets"):
         Regress(6).loss(torch.zeros(2, 1), torch.zeros(2))
+
+
+def test_lm_scaled_and_capped():
+    x, layout = 10 * torch.randn(2, 7, 16), Layout((7,))
+    plain, scaled, capped = LM(16, vocab=11), LM(16, vocab=11, scaled=True), LM(16, vocab=11, cap=2.0)
+    scaled.weight = capped.weight = plain.weight
+    torch.testing.assert_close(scaled(x, layout), plain(x, layout) / 4)
+    torch.testing.assert_close(capped(x, layout), 2 * (plain(x, layout) / 2).tanh())
+    with pytest.raises(ValueError, match="cap is 0"):
+        LM(16, vocab=11, cap=0.0)
+
+
+def test_masked_lm_scores_what_is_hidden_alone():
+    assert not MaskedLM.causal
+    head, x = MaskedLM(6, vocab=11), torch.randn(2, 4, 6)
+    targets = torch.full((2, 4), -100)
+    targets[0, 2] = 5
+    logits = head(x, Layout((4,)))
+    expected = F.layer_norm(F.gelu(head.inner(x)), (6,), eps=1e-12) @ head.weight.T + head.bias
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(head.loss(logits, targets), F.cross_entropy(logits[0, 2], torch.tensor(5)))
+
+
+def test_pool_is_the_mean_of_valid_tokens_at_length_one():
+    x = torch.randn(2, 5, 6)
+    vectors = Pool(6)(x, Layout((5,), lengths=torch.tensor([5, 2])))
+    torch.testing.assert_close(vectors[1], F.normalize(x[1, :2].mean(0), dim=0))
+    packed = Pool(6, normalise=False)(x[:1], Layout((5,), offsets=torch.tensor([0, 2, 5])))
+    torch.testing.assert_close(packed, torch.stack([x[0, :2].mean(0), x[0, 2:].mean(0)]))
+    targets = torch.randn(2, 6)
+    torch.testing.assert_close(Pool(6).loss(vectors, targets), F.mse_loss(vectors, targets))

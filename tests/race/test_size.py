@@ -125,3 +125,11 @@ def test_equal_time_follows_the_measurements(text):
     a, b = seconds(done)
     assert done[0] == entries[0] and done[1].dim > entries[1].dim
     assert abs(b / a - 1) < 0.06 and (abs(b / a - 1) < 0.03 or "no width tried" in notes[0])
+
+
+def test_a_published_width_gives_way_to_a_size(text):
+    entries, _ = equalise(read_contenders(["gpt2-small", "attention"], sized=True), text, size=3_000_000)
+    assert [entry.name for entry in entries] == ["gpt2-small", "attention"]
+    assert all(abs(entry.params / 3e6 - 1) <= 0.03 for entry in entries)
+    (own,), _ = equalise(read_contenders(["gpt2-small"]), text)
+    assert own.dim == 768

@@ -5,8 +5,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import formwright
+from formwright.build import BuildProblem
 from formwright.contract import Unsupported, state_bytes
+from formwright.mixers.attention import Attention
 from formwright.model import load, save
+from formwright.norms.layernorm import LayerNorm
+from formwright.norms.rmsnorm import RMSNorm
 from formwright.ops.attention import SDPA_FLOPS
 
 CAUSAL = [
@@ -23,6 +27,7 @@ CAUSAL = [
     "(attention(heads=2) >> mlp) + swiglu",
     "2*attention(heads=2)",
     "prenorm(attention(heads=2) + mlp, norm=layernorm) >> layernorm >> mlp",
+    "share_positions(2*(attention(heads=2, position=t5_bias) + mlp))",
 ]
 SELF = [
     *CAUSAL,
@@ -153,3 +158,21 @@ def test_a_pyramid_stack_refuses_what_its_blocks_cannot_hold():
 
     with pytest.raises(Unsupported, match="downsample"):
         model(tokens(2, 8), Layout((8,), lengths=torch.tensor([8, 5])))
+
+
+def test_positions_are_shared_where_they_are_alike():
+    text = "3*(attention(heads=2, position=t5_bias) + attention(heads=3, position=t5_bias) + mlp)"
+    shared, own = make(f"share_positions({text})"), make(text)
+    table = 32
+    assert shared.cost((9,)).params == own.cost((9,)).params - 2 * table * (2 + 3)
+    tables = {m.position.table.data_ptr() for m in shared.modules() if isinstance(m, Attention)}
+    assert len(tables) == 2
+    with pytest.raises(BuildProblem, match="no mixer inside has a position with weights"):
+        make("share_positions(attention(heads=2, position=rope) + mlp)")
+
+
+def test_the_last_norm_has_the_options_of_the_others():
+    model = make("encoder_decoder(prenorm(mlp, norm=layernorm(eps=0.5)), prenorm(mlp, norm=rmsnorm(eps=0.25)))")
+    assert isinstance(model.norm, RMSNorm) and model.norm.eps == 0.25
+    source = model.stack.stages[0].norm if hasattr(model.stack, "stages") else model.stack.norm
+    assert isinstance(source, LayerNorm) and source.eps == 0.5
