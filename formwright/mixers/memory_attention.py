@@ -37,7 +37,8 @@ class MemoryAttention(TokenMixer):
     """Attention to a segment and its memory: (B, N, D) -> (B, N, D), time and memory linear in N.
 
     segment is how many tokens a segment has; heads of width head_dim, dim / heads without it; bias is that of the maps
-    of tokens. Raises ValueError for widths that don't fit."""
+    of tokens. stop_gradient=False lets gradients through the memory, and backward is forward's derivative beyond one
+    segment too. Raises ValueError for widths that don't fit."""
 
     card = Card(
         name="memory_attention",
@@ -55,6 +56,7 @@ class MemoryAttention(TokenMixer):
         *,
         causal: bool = False,
         segment: int = 128,
+        stop_gradient: bool = True,
         heads: int | None = None,
         head_dim: int | None = None,
         bias: bool = False,
@@ -63,7 +65,7 @@ class MemoryAttention(TokenMixer):
         self.heads, self.head_dim = split_heads("memory_attention", dim, heads, head_dim)
         if segment < 1:
             raise ValueError(f"memory_attention: segment is {segment}, but holds at least one token")
-        self.segment = segment
+        self.segment, self.stop_gradient = segment, stop_gradient
         inner = self.heads * self.head_dim
         self.query = nn.Linear(dim, inner, bias=bias)
         self.key_value = nn.Linear(dim, 2 * inner, bias=bias)
@@ -79,7 +81,7 @@ class MemoryAttention(TokenMixer):
             return per_sequence(self, x, layout)
         q, k, v = self.query(x), *self.key_value(x).chunk(2, -1)
         memory = k, v
-        if torch.is_grad_enabled() and x.requires_grad and x.shape[1] > self.segment:
+        if self.stop_gradient and torch.is_grad_enabled() and x.requires_grad and x.shape[1] > self.segment:
             memory = self.key_value(x.detach()).chunk(2, -1)
         return self.out(self._read(*map(self._split, (q, k, v, *memory)), 0).flatten(2))
 

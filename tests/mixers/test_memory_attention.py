@@ -3,6 +3,7 @@
 import torch
 
 import formwright
+from formwright import check
 from formwright.contract import Layout, state_bytes
 from formwright.data.source import Batch
 from formwright.mixers.memory_attention import MemoryAttention
@@ -56,6 +57,13 @@ def test_no_gradient_passes_from_one_segment_to_the_one_before():
     moved = x.detach().clone()
     moved[:, :4] += 1
     assert (mixer(moved, Layout((12,)))[:, 8:] - mixer(x, Layout((12,)))[:, 8:]).abs().max() == 0
+
+
+def test_laws_of_short_segments():
+    """With gradients through the memory nothing else stands between backward and forward's derivative."""
+    laws = ["reference", "gradients", "cost"]
+    report = check.run("memory_attention(segment=16, stop_gradient=False)", laws=laws)
+    assert all(law.status == "pass" for law in report.laws), [law.detail for law in report.laws]
 
 
 def test_decodes_across_segments_in_two_segments_of_memory():
