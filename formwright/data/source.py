@@ -93,6 +93,7 @@ class Source:
     options          open(**options) opens this source again
     fingerprint      changes when the data or the options that shape them do
     notes            sentences for the user: what was filled, dropped, skipped, assumed
+    padding          the token behind the end of a row (of token inputs), left out of the layout; None: rows are full
     names            of the outputs: classes, variates, target columns
     """
 
@@ -113,6 +114,7 @@ class Source:
     options: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    padding: int | None = None
     block: int = 1
     codec: Codec | None = None
     scale: Scale | None = None
@@ -182,7 +184,12 @@ class Source:
 
     def _batch(self, split: str, index: np.ndarray, epoch: np.ndarray) -> Batch:
         inputs, targets = self.take(split, index, epoch)
-        return Batch(inputs, targets, None, len(index), len(index) * self.tokens_per_item)
+        layout = None
+        if self.padding is not None:
+            from formwright.contract import Layout
+
+            layout = Layout((inputs.shape[1],), lengths=(inputs != self.padding).sum(1))
+        return Batch(inputs, targets, layout, len(index), len(index) * self.tokens_per_item)
 
     def _known(self, split: str) -> None:
         if split not in self.counts:

@@ -102,6 +102,7 @@ def open_task(spec: str, *, seed: int = 0) -> Source:
         tokens_per_item=seen[0],
         fingerprint=caching.digest(definition, counts),
         notes=notes,
+        padding=task.padding,
         block=BLOCK,
     )
 

@@ -27,6 +27,7 @@ class Task:
     facts      what the builder needs (vocab, length, classes, ...)
     examples   items of the training split; `tests` items of validation and of test
     make_test  makes the items of the test part, where they are to differ from those seen (longer ones); make's without
+    padding    the token behind a row's end, where rows are of unequal length and their ends matter; None: none is
     chance     accuracy of guessing, said beside every score; None where it has no meaning
     """
 
@@ -40,6 +41,7 @@ class Task:
     examples: int = 100_000
     tests: int = 3_000
     make_test: Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]] | None = None
+    padding: int | None = None
     chance: float | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -78,6 +80,7 @@ def draw_distinct(rng: np.random.Generator, rows: int, number: int, population: 
 from formwright.data.tasks import (  # noqa: E402, F401  (each registers its task)
     copying,
     induction,
+    listops,
     modular_arithmetic,
     mqar,
     parity,
