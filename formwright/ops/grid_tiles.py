@@ -139,10 +139,12 @@ def _product(a: Tiles, b: Tiles) -> Tiles:
         allowed = both.flatten(4).flatten(2, 3).flatten(0, 1)
     steps = [step[:, None, :, None].expand(-1, b.queries.shape[1], -1, b.keys.shape[1]) for step in a.steps]
     steps += [step[None, :, None, :].expand(a.queries.shape[1], -1, a.keys.shape[1], -1) for step in b.steps]
+    queries = joined(a.queries, b.queries, b.length)
+    same = a.keys is a.queries and b.keys is b.queries
     return Tiles(
         a.length * b.length,
-        joined(a.queries, b.queries, b.length),
-        joined(a.keys, b.keys, b.length),
+        queries,
+        queries if same else joined(a.keys, b.keys, b.length),
         allowed,
         (a.tile[:, None] * len(b.queries) + b.tile).flatten(),
         (a.slot[:, None] * b.queries.shape[1] + b.slot).flatten(),
@@ -178,14 +180,32 @@ def tiled_attention(
         raise ValueError(f"tiled_attention: tiles of {tiles.length} tokens were given {q.shape[1]} tokens")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     b, (count, queries) = q.shape[0], tiles.queries.shape
-    q = q.index_select(1, tiles.queries.flatten()).unflatten(1, (count, queries)).transpose(2, 3)
+    place = tiles.tile * queries + tiles.slot
+    once = tiles.keys is tiles.queries
+    q = _Moved.apply(q, tiles.queries.flatten(), place).unflatten(1, (count, queries)).transpose(2, 3)
     k, v = (
-        x.index_select(1, tiles.keys.flatten()).unflatten(1, (count, tiles.keys.shape[1])).transpose(2, 3)
+        (_Moved.apply(x, tiles.keys.flatten(), place) if once else x.index_select(1, tiles.keys.flatten()))
+        .unflatten(1, tiles.keys.shape)
+        .transpose(2, 3)
         for x in (k, v)
     )  # (B, T, H, t | e, width)
     o = _softmax(q, k, v, tiles.allowed, scale) if bias is None else _biased(q, k, v, tiles.allowed, bias, scale)
     o = o.transpose(2, 3).reshape(b, count * queries, *o.shape[2:3], o.shape[-1])
-    return o.index_select(1, tiles.tile * queries + tiles.slot)
+    return o.index_select(1, place)
+
+
+class _Moved(torch.autograd.Function):
+    """Tokens in the slots of tiles. Only the slot at `place` has a gradient, for outputs are taken there alone, and no
+    weight falls on a slot that stands twice: backward takes, instead of adding up."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, index: Tensor, place: Tensor) -> Tensor:
+        ctx.save_for_backward(place)
+        return x.index_select(1, index)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient.index_select(1, *ctx.saved_tensors), None, None
 
 
 def _softmax(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
