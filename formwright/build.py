@@ -133,6 +133,9 @@ class _Builder:
         width = embed_options.pop("dim")
         embed = self.construct(first, parts.get(first.name), (width,), embed_options)
         head_class = parts.get(last.name)
+        if data is not None and parts.get(data.head).causal and not head_class.causal:
+            reason = f"the head {last.name} lets tokens see those after them, and these data ask for the next one"
+            self.fail(f"{reason}; end with {data.head}", last)
         flow = {**facts, "causal": head_class.causal if causal is None else causal}
         flow["rank"] = getattr(embed, "rank", 1)
         flow["length"] = getattr(embed, "length", None) or facts.get("length", 1024)

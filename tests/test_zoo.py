@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from formwright import build, lang, parts, zoo
+from formwright.build import BuildProblem
 from formwright.contract import parameter_count
 from formwright.lang import Chain, Part, Repeat, SyntaxProblem
 from formwright.model import Model
@@ -74,11 +75,18 @@ def test_a_name_stands_for_its_expression():
     assert lang.parse(published.expression) == lang.parse("gpt2-small")
 
 
-def test_data_come_before_the_published_facts():
-    class Bytes:
-        facts = {"vocab": 256, "length": 32}
-        embed, head = "tokens", "lm"
+class Bytes:
+    facts = {"vocab": 256, "length": 32}
+    embed, head = "tokens", "lm"
 
+
+@pytest.mark.parametrize("name", ["bert-base", "all-minilm-l6-v2"])
+def test_who_sees_both_sides_is_not_asked_for_the_next_token(name):
+    with Unfilled(), pytest.raises(BuildProblem, match="these data ask for the next one; end with lm"):
+        build(name, Bytes())
+
+
+def test_data_come_before_the_published_facts():
     with Unfilled():
         assert build("gpt2-small", Bytes()).head.weight.shape == (256, 768)
 
