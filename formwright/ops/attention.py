@@ -7,7 +7,8 @@ Attention Is All You Need, 1706.03762, 2017; grouped heads: GQA, 2305.13245, 202
 
 Backends: "reference" is the dense definition; "sdpa" is PyTorch's own kernel, for what it computes (softmax, on CPUs
 with a sink too); "blocks" goes through blocks of queries, takes the keys that the mask touches (a window costs what the
-window costs), and works for every normaliser, bias and mask. Queries that may attend to no key give zeros.
+window costs), and works for every normaliser, bias and mask; "flex" is FlexAttention, for softmax under masks on GPUs
+(on a CPU uncompiled and without gradients, for comparisons). Queries that may attend to no key give zeros.
 
 B batch, N queries, M keys, H heads, G key/value heads (H = G R, head h reads group h // R), K key width, V value width.
 """
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from formwright.ops import attention_kernel
+from formwright.ops import attention_flex, attention_kernel
 from formwright.ops.attention_bias import Bias, Distance, dense_bias
 from formwright.ops.attention_blocks import HALF, blockwise, pairs
 from formwright.ops.attention_packed import packed, padded
@@ -29,7 +30,7 @@ from formwright.ops.normalisers import Normaliser, Sink, Softmax, normaliser_of
 
 __all__ = ["BACKENDS", "SDPA_FLOPS", "Bias", "Distance", "attention", "explain", "macs", "reference"]
 
-BACKENDS = ("auto", "reference", "sdpa", "blocks")
+BACKENDS = ("auto", "reference", "sdpa", "flex", "blocks")
 
 
 def attention(
@@ -102,13 +103,14 @@ def macs(
     backend: str = "auto",
 ) -> int:
     """Multiply-adds of one forward on a CPU, without gradients of anything: all n m products for "sdpa" and "reference"
-    (as FlopCounterMode counts them, causal or not), those of the keys really taken for "blocks"."""
+    (as FlopCounterMode counts them, causal or not), those of the keys really taken for "blocks" and
+    "flex"."""
     kv_heads = kv_heads or heads
     value_dim = value_dim or key_dim
     shapes = (batch, n, heads, key_dim), (batch, m, kv_heads, key_dim), (batch, m, kv_heads, value_dim)
     if backend == "auto":
         backend = _choose(*shapes, mask, bias, normaliser_of(normaliser))[0]
-    scores = pairs(simplify(mask, n, m), n, m) if backend == "blocks" else n * m
+    scores = pairs(simplify(mask, n, m), n, m) if backend in ("blocks", "flex") else n * m
     return batch * heads * scores * (key_dim + value_dim)
 
 
@@ -155,13 +157,24 @@ def _refusal(q, k, v, plain: Mask, bias: bool, normaliser: Normaliser, device: s
     return "there are no keys" if k[1] == 0 else None
 
 
+def _beside_sdpa(reason: str, m: int, plain: Mask, bias: bool, normaliser: Normaliser, like: Tensor) -> tuple[str, str]:
+    """The backend and its reason where SDPA can't serve: FlexAttention where it can and pays, or blocks."""
+    if isinstance(plain, Full) or bias or not isinstance(normaliser, Softmax):
+        return "blocks", reason
+    if (other := attention_flex.refusal(like, m, plain, bias, normaliser, learning=True)) is not None:
+        return "blocks", f"{reason}; {other}"
+    if like.shape[1] < attention_flex.LEAST:
+        return "blocks", f"{reason}; FlexAttention pays from {attention_flex.LEAST} queries"
+    return "flex", f"{reason}, and FlexAttention skips it"
+
+
 def _choose(q, k, v, mask, bias: bool, normaliser: Normaliser, like: Tensor | None = None) -> tuple[str, str]:
     """The backend for shapes q, k, v (and tensors like that one) and its reason. On a CPU it depends on more than
     shapes only where both do the same products, so that `macs` needs no more than them."""
     plain = simplify(mask, q[1], k[1])
     device = "cpu" if like is None else like.device.type
     if (reason := _refusal(q, k, v, plain, bias, normaliser, device)) is not None:
-        return "blocks", reason
+        return ("blocks", reason) if like is None else _beside_sdpa(reason, k[1], plain, bias, normaliser, like)
     if q[1] == 1 and like is not None and device == "cpu" and like.dtype in HALF:
         return "blocks", "for one query in half precision matrix products beat SDPA's CPU kernel"
     if q[1] == 1 and k[2] < q[2] and k[1] >= 1024:
@@ -183,6 +196,11 @@ def _attend(q, k, v, mask, bias, normaliser, scale, backend) -> Tensor:
         backend = _choose(*shapes, q)[0]
     elif backend == "sdpa" and (reason := _refusal(*shapes, q.device.type)) is not None:
         raise ValueError(f"attention: backend 'sdpa' can't compute this ({reason}); use 'auto' or 'blocks'")
+    if backend == "flex":
+        learning = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        if (reason := attention_flex.refusal(q, m, plain, bias is not None, normaliser, learning)) is not None:
+            raise ValueError(f"attention: backend 'flex' can't compute this ({reason}); use 'auto' or 'blocks'")
+        return attention_flex.flex(q, k, v, plain, scale)
     if backend == "sdpa":
         return _sdpa(q, k, v, isinstance(plain, Causal), normaliser, scale)
     return blockwise(q, k, v, plain, bias, normaliser, scale)
