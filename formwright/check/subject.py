@@ -133,7 +133,8 @@ class Subject:
         plain = {**facts, **self.options}
         if self.kind in ("mixer", "position") and "heads" in self.parameters and "heads" not in plain:
             try:
-                self.construct({**plain, "heads": 2}, self.dim, self.first_pattern)
+                with seeded(self.seed):  # whenever this is asked for first, it takes no number from anyone
+                    self.construct({**plain, "heads": 2}, self.dim, self.first_pattern)
             except Exception:
                 return plain
             return {**plain, "heads": 2}
