@@ -57,26 +57,28 @@ class PrimerAttention(TokenMixer):
         causal: bool = False,
         heads: int | None = None,
         head_dim: int | None = None,
-        width: int = 3,
+        short: int = 3,
         position: Callable | None = None,
         bias: bool = False,
     ):
         """
         heads, head_dim  heads of width head_dim; dim / heads without it
-        width            taps of the filters, odd unless causal
+        short            taps of the filters, odd unless causal
         position         a rotary position
         bias             of the four linear maps
         """
         super().__init__(dim, causal=causal)
         self.heads, self.head_dim = split_heads("primer_attention", dim, heads, head_dim)
-        if width < 1 or (not causal and width % 2 == 0):
-            raise ValueError(f"primer_attention: width is {width}, but a filter centred on its token has an odd width")
+        if short < 1 or (not causal and short % 2 == 0):
+            raise ValueError(
+                f"primer_attention: short is {short}, but filters have at least one tap, an odd number where centred"
+            )
         inner = self.heads * self.head_dim
-        self.width = width
+        self.short = short
         self.inputs = nn.Linear(dim, 3 * inner, bias=bias)
         self.out = nn.Linear(inner, dim, bias=bias)
-        taps = torch.full((3 * inner, width), 0.5 / width)
-        taps[:, -1 if causal else width // 2] = 0.5
+        taps = torch.full((3 * inner, short), 0.5 / short)
+        taps[:, -1 if causal else short // 2] = 0.5
         self.filters = nn.Parameter(taps)
         self.position = None
         if position is not None:
@@ -108,7 +110,7 @@ class PrimerAttention(TokenMixer):
             self.refuse("extend", "only a causal part decodes; build with causal=True")
         like = self.inputs.weight if like is None else like
         shape = batch, self.heads, self.head_dim
-        return like.new_zeros(batch, self.width - 1, len(self.filters)), empty_cache(
+        return like.new_zeros(batch, self.short - 1, len(self.filters)), empty_cache(
             like, capacity, keys=shape, values=shape
         )
 
@@ -126,10 +128,10 @@ class PrimerAttention(TokenMixer):
         n, inner = layout.tokens, self.heads * self.head_dim
         how = {"heads": self.heads, "key_dim": self.head_dim, "mask": looks_back(self.causal), "backend": self.backend}
         products = attend_macs(layout, batch, causal=self.causal, **how)
-        state = batch * (2 * n + 3 * (self.width - 1)) * inner * element_size(self) if self.causal else 0
+        state = batch * (2 * n + 3 * (self.short - 1)) * inner * element_size(self) if self.causal else 0
         return Cost(
             parameter_count(self),
             4 * batch * n * self.dim * inner + products,
             state,
-            short_flops(n, 3 * inner, self.width, batch),
+            short_flops(n, 3 * inner, self.short, batch),
         )
