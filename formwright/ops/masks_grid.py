@@ -89,3 +89,60 @@ class Along(Mask):
 
     def __str__(self) -> str:
         return f"Along({self.grid}, {self.axis})"
+
+
+@dataclass(frozen=True)
+class BlockSparse(Mask):
+    """What one head of block-sparse attention reads, block by block: a window of `window` blocks around the query's
+    (with causal=True up to it), the first `globals` blocks, which read everything in turn, and `random` others, one
+    drawn from each of as many equal stretches of those that are left."""
+
+    size: int
+    window: int
+    globals: int
+    random: int
+    head: int = 0
+    seed: int = 0
+    causal: bool = False
+    blocks: int = 0  # how many the whole sequence has; a causal mask needs none
+
+    def allows(self, b, i, j):
+        own, other = i // self.size, j // self.size
+        side = self.window - 1 if self.causal else self.window // 2
+        allowed = ((own - other).abs() <= side) | (other < self.globals)
+        if not self.causal:
+            allowed = allowed | (own < self.globals)
+        drawn, real = random_blocks(own, self.head, self)
+        for slot in range(self.random):
+            allowed = allowed | (real[..., slot] & (drawn[..., slot] == other))
+        return allowed & (j <= i) if self.causal else allowed
+
+    def __str__(self) -> str:
+        return f"BlockSparse({self.size}: {self.window} + {self.globals} + {self.random}, head {self.head})"
+
+
+def random_blocks(own: Tensor, head: Tensor | int, how: BlockSparse) -> tuple[Tensor, Tensor]:
+    """Query blocks and heads (broadcastable) -> (..., random) blocks that each reads beside window and global ones,
+    and whether there is one. The same at any length for causal masks, so that decoding finds them again."""
+    slot = torch.arange(how.random, device=own.device)
+    own, head = own[..., None], head[..., None] if isinstance(head, Tensor) else head
+    side = how.window - 1 if how.causal else how.window // 2
+    before = (own - side - how.globals).clamp_min(0)  # blocks between the global ones and the window
+    after = 0 if how.causal else (how.blocks - (own + side + 1).clamp_min(how.globals)).clamp_min(0)
+    left = before + after
+    first, last = slot * left // max(1, how.random), (slot + 1) * left // max(1, how.random)
+    chosen = first + _hashed(how.seed, head, own, slot) % (last - first).clamp_min(1)
+    blocks = torch.where(chosen < before, chosen + how.globals, 0)
+    if not how.causal:
+        blocks = torch.where(chosen < before, blocks, chosen - before + (own + side + 1).clamp_min(how.globals))
+    return blocks, (last > first).expand_as(blocks)
+
+
+def _hashed(*numbers: Tensor | int) -> Tensor:
+    """Integers in 0..2^31-1 that look random, each a function of its numbers alone."""
+    found: Tensor | int = 0x2545F49
+    for number in numbers:
+        found = ((found ^ number) * 0x5BD1E995 + 0x3C6EF35F) & 0x7FFFFFFF
+        found = ((found ^ (found >> 15)) * 0x2C1B3C6D) & 0x7FFFFFFF
+        found = found ^ (found >> 13)
+    return found
