@@ -275,10 +275,13 @@ class Norm(nn.Module):
     """Normalises each token's channels: (..., D) -> (..., D).
 
     batched  True where training takes statistics over all tokens of a batch: rows then influence one another, and
-             tokens see later ones in these statistics; evaluation treats every token by itself all the same"""
+             tokens see later ones in these statistics; evaluation treats every token by itself all the same
+    across_tokens  True where statistics of a row (B, N, D) go over its tokens, always: models that are causal, padded
+             or packed refuse such a norm"""
 
     card: Card
     batched: bool = False
+    across_tokens: bool = False
 
     def __init__(self, dim: int):
         super().__init__()

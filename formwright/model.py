@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from formwright import parts
-from formwright.contract import Cost, Embed, Head, Layout, Unsupported, Wiring, parameter_count, part_cost
+from formwright.contract import Cost, Embed, Head, Layout, Norm, Unsupported, Wiring, parameter_count, part_cost
 from formwright.lang import Part, parse, walk
 
 
@@ -44,6 +44,10 @@ class Model(nn.Module):
                     f" shape {tuple(head.weight.shape)}; leave tied out"
                 )
             head.weight = weight
+        across = [m for m in self.modules() if isinstance(m, Norm) and m.across_tokens]
+        self.across = across[0].card.name if across else None
+        if causal and across:
+            raise Unsupported(self.across, "causal=True", "its statistics go over tokens that come after")
 
     def forward(self, inputs: Tensor | tuple[Tensor, Tensor], layout: Layout | None = None) -> Tensor:
         """Raw inputs, (source, target) for an encoder-decoder -> the head's predictions. `layout` says lengths or
@@ -62,6 +66,8 @@ class Model(nn.Module):
         x, layout = self.embed(inputs, layout)
         if not torch.compiler.is_compiling():
             layout.check(x)
+        if self.across and not layout.plain:
+            raise Unsupported(self.across, "padded or packed tokens", "its statistics go over all tokens of a row")
         x, layout = self.stack(x, layout, context, context_layout)
         return self.norm(x), layout
 

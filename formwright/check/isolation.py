@@ -35,7 +35,9 @@ def isolation(subject: Subject) -> str:
         if pattern == "causal":
             _check_state(subject, module)
         local = subject.kind == "position" and module.role == "value"
-        if subject.kind in ("channel", "norm", "position") and not local:
+        if getattr(subject.cls, "across_tokens", False):
+            notes.append("statistics go over a row's tokens, as declared")
+        elif subject.kind in ("channel", "norm", "position") and not local:
             _check_tokens(subject, module)
         elif (subject.kind == "mixer" or local) and not subject.randomness:
             for check in (_check_padded, _check_packed):

@@ -23,7 +23,8 @@ class Patches(Embed):
     size      of a patch, for all axes or for each; left open, for each axis the largest that divides it and leaves at
               least 7 patches, or 1
     cls       a class token before the patches
-    position  "grid", a learned vector for each place of the grid; a part of role "embed"; or None
+    position  "grid", a learned vector for each place of the grid; "tokens", for the class token as well, as ViT has it;
+              a part of role "embed"; or None
 
     Raises ValueError for images whose sides the patch doesn't divide, or of other sides than `image` where the
     positions are learned."""
@@ -57,9 +58,11 @@ class Patches(Embed):
         self.project = nn.Linear(math.prod(self.size) * channels, dim)
         self.cls = nn.Parameter(torch.randn(dim) * 0.02) if cls else None
         learned = isinstance(position, str)
-        if learned and position != "grid":
-            raise ValueError(f"patches: position is 'grid', a position part or None, not {position!r}")
-        self.places = nn.Parameter(torch.randn(*grid, dim) * 0.02) if learned else None
+        if learned and position not in ("grid", "tokens"):
+            raise ValueError(f"patches: position is 'grid', 'tokens', a position part or None, not {position!r}")
+        self.prefixed = position == "tokens"
+        places = (self.length,) if self.prefixed else grid
+        self.places = nn.Parameter(torch.randn(*places, dim) * 0.02) if learned else None
         self.position = None if learned else embedded_position("patches", position, dim)
 
     def forward(self, inputs: Tensor, layout: Layout | None = None) -> tuple[Tensor, Layout]:
@@ -70,11 +73,13 @@ class Patches(Embed):
         pixels = inputs.reshape(len(inputs), *cut, self.channels)
         axes = [*range(1, 2 * self.rank, 2), *range(2, 2 * self.rank + 1, 2), 2 * self.rank + 1]
         x = self.project(pixels.permute(0, *axes).flatten(self.rank + 1))
-        if self.places is not None:
+        if self.places is not None and not self.prefixed:
             x = x + self.places
         x = x.flatten(1, -2)
         if self.cls is not None:
             x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], 1)
+        if self.prefixed:
+            x = x + self.places
         if self.position is not None:
             x = self.position.embed(x, layout.positions(x.device))
         return x, layout

@@ -11,6 +11,7 @@ group g reads tokens g f - f + 1 ... g f, and gives tokens g f ... g f + f - 1, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from formwright.contract import Card, Cost, Layout, Unsupported, Wiring, parameter_count
+from formwright.contract import Card, Cost, Layout, Norm, Unsupported, Wiring, parameter_count
 from formwright.norms.rmsnorm import RMSNorm
 from formwright.parts import register
 
@@ -58,7 +59,14 @@ class Downsample(Wiring):
     stacks = ()
 
     def __init__(
-        self, dim: int, *, factor: int = 2, width: int | None = None, causal: bool = False, rank: int | None = None
+        self,
+        dim: int,
+        *,
+        factor: int = 2,
+        width: int | None = None,
+        norm: Callable[[int], Norm] = RMSNorm,
+        causal: bool = False,
+        rank: int | None = None,
     ):
         super().__init__()
         if factor < 1:
@@ -68,7 +76,7 @@ class Downsample(Wiring):
             raise Unsupported("downsample", "causal grids of several axes", "tokens have an order along one axis alone")
         self.dim, self.factor, self.causal, self.rank = dim, factor, causal, rank
         self.dim_out = width or dim * factor
-        self.norm = RMSNorm(factor**rank * dim)
+        self.norm = norm(factor**rank * dim)
         self.project = nn.Linear(factor**rank * dim, self.dim_out, bias=False)
 
     def forward(

@@ -1,0 +1,114 @@
+"""Stages of image models: strided convolutions, the global average, scaled residuals, norms over tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import formwright
+from formwright.contract import Layout, Unsupported, parameter_count
+from formwright.mixers.separable_convolution import SeparableConvolution
+from formwright.norms.groupnorm import GroupNorm
+from formwright.ops.attention import SDPA_FLOPS
+from formwright.wiring.global_average import GlobalAverage
+from formwright.wiring.scaled import LayerScale, ResidualScale
+from formwright.wiring.strided_convolution import StridedConvolution
+
+STACKS = [
+    "conv_patches(dim=8, size=5, stride=2) >> layer_scale(pooling + mlp >> strided_convolution >> mlp, norm=groupnorm)",
+    "conv_patches(dim=16, size=3, stride=2) >> residual_scale(separable_convolution(size=3) + star_relu)",
+    "patches(dim=16, size=3, position=None) >> layernorm >> token_mlp + mlp >> downsample(norm=layernorm) >> mlp",
+    "patches(dim=16, size=3, cls=True, position='tokens') >> attention(heads=2) + mlp",
+]
+
+
+@pytest.mark.parametrize("text", STACKS)
+@pytest.mark.parametrize("end", ["", " >> global_average >> layernorm"])
+@pytest.mark.parametrize("head", ["classify", "classify_mlp(expansion=2)"])
+def test_image_models_learn_and_cost_what_they_say(text, end, head):
+    torch.manual_seed(0)
+    model = formwright.build(f"{text}{end} >> {head}", facts={"image": (12, 9), "channels": 3, "classes": 4})
+    images = torch.randn(2, 12, 9, 3)
+    with FlopCounterMode(display=False, custom_mapping=SDPA_FLOPS) as counter:
+        logits = model(images)
+    cost = model.cost((12, 9, 3), batch=2)
+    assert logits.shape == (2, 4)
+    assert (2 * cost.macs, cost.params) == (counter.get_total_flops(), parameter_count(model))
+    model.head.loss(logits, torch.tensor([1, 3])).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("grid", "size", "stride"), [((9,), 3, 2), ((7, 6), 3, 2), ((8, 5), 2, 3), ((4, 5, 3), 3, 2)])
+def test_strided_convolution_is_the_written_sum(grid, size, stride):
+    stage = StridedConvolution(2, width=3, size=size, stride=stride, rank=len(grid)).double()
+    x, layout = torch.randn(2, Layout(grid).tokens, 2, dtype=torch.float64), Layout(grid)
+    y, after = stage(x, layout)
+    after.check(y)
+    assert stage.after(layout) == after
+    image, out = x.unflatten(1, grid), y.unflatten(1, after.grid)
+    for at in Layout(after.grid).positions().tolist():
+        expected = stage.project.bias.expand(2, 3).clone()
+        for offset in Layout((size,) * len(grid)).positions().tolist():
+            place = [stride * g + o - size // 2 for g, o in zip(at, offset, strict=True)]
+            if all(0 <= p < n for p, n in zip(place, grid, strict=True)):
+                expected = expected + image[(slice(None), *place)] @ stage.project.weight[(..., *offset)].T
+        torch.testing.assert_close(out[(slice(None), *at)], expected)
+
+
+def test_a_global_average_leaves_class_tokens_and_padding_out():
+    x, stage = torch.randn(2, 5, 3), GlobalAverage(3)
+    y, after = stage(x, Layout((2, 2), prefix=1))
+    assert after == Layout((1, 1))
+    torch.testing.assert_close(y[:, 0], x[:, 1:].mean(1))
+    y, _ = stage(x, Layout((5,), lengths=torch.tensor([2, 5])))
+    torch.testing.assert_close(y[:, 0], torch.stack([x[0, :2].mean(0), x[1].mean(0)]))
+    with pytest.raises(Unsupported, match="packed"):
+        stage(x[:1], Layout((5,), offsets=torch.tensor([0, 2, 5])))
+
+
+def test_scaled_residuals():
+    x, y = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    assert (LayerScale(4).join(x, y) - x).abs().max() < 1e-3
+    layer, residual = LayerScale(4, init=0.5), ResidualScale(4)
+    torch.testing.assert_close(residual.join(x, y), x + y)
+    with torch.no_grad():
+        residual.scale.copy_(torch.arange(4))
+    torch.testing.assert_close(layer.join(x, y), x + y / 2)
+    torch.testing.assert_close(residual.join(x, y), x * torch.arange(4) + y)
+
+
+def test_groupnorm_takes_statistics_over_tokens_and_refuses_what_they_would_spoil():
+    norm, x = GroupNorm(6, groups=2).double(), torch.randn(2, 5, 6, dtype=torch.float64)
+    grouped = x.unflatten(2, (2, 3))
+    mean, variance = grouped.mean((1, 3), keepdim=True), grouped.var((1, 3), keepdim=True, unbiased=False)
+    torch.testing.assert_close(norm(x), ((grouped - mean) / (variance + 1e-5).sqrt()).flatten(2))
+    with pytest.raises(ValueError, match="groups=4"):
+        GroupNorm(6, groups=4)
+    text = "tokens(dim=8, vocab=5) >> prenorm(attention(heads=2) + mlp, norm=groupnorm)"
+    with pytest.raises(Unsupported, match="groupnorm does not support causal=True"):
+        formwright.build(f"{text} >> lm")
+    model = formwright.build(f"{text} >> classify(classes=2)")
+    with pytest.raises(Unsupported, match="padded or packed"):
+        model(torch.randint(5, (2, 4)), Layout((4,), lengths=torch.tensor([4, 2])))
+
+
+@pytest.mark.parametrize("text", ["strided_convolution", "global_average"])
+def test_stages_that_read_ahead_stand_in_no_causal_stack(text):
+    with pytest.raises(ValueError, match="causal=True"):
+        formwright.build(f"tokens(dim=8, vocab=5) >> mlp >> {text} >> lm")
+
+
+def test_separable_convolution_on_a_plane():
+    mixer = SeparableConvolution(4, size=3, bias=True, rank=2)
+    x = torch.randn(2, 20, 4)
+    h = mixer.activation(mixer.inner(x)).transpose(1, 2).unflatten(2, (4, 5))
+    h = F.conv2d(h, mixer.kernel[:, None], mixer.shift, padding=1, groups=8)
+    torch.testing.assert_close(mixer(x, Layout((4, 5))), mixer.out(h.flatten(2).transpose(1, 2)))
+    with pytest.raises(Unsupported, match="a grid of 1 axes"):
+        mixer(x, Layout((20,)))
+    with pytest.raises(Unsupported, match="prefix"):
+        mixer(x, Layout((19,), prefix=1))
+    with pytest.raises(ValueError, match="has no middle"):
+        SeparableConvolution(4, size=4)
