@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from formwright.contract import Layout, Unsupported
 from formwright.mixers.attention import Attention
 from formwright.mixers.axial_attention import AxialAttention
+from formwright.mixers.row_above_attention import RowAboveAttention
 from formwright.ops.attention import SDPA_FLOPS
 
 
@@ -78,3 +79,37 @@ def test_refusals():
         make(axis=1)(torch.zeros(1, 4, 16).double(), Layout((4,)))
     with pytest.raises(Unsupported, match="extents"):
         make(extents=(0,))
+
+
+def above(**options):
+    torch.manual_seed(0)
+    return RowAboveAttention(16, causal=True, heads=2, **options).double().eval()
+
+
+def test_the_row_above_is_unmasked_axial_attention_a_row_late():
+    mixer, full = above(), make(axis=-1)
+    full.load_state_dict(mixer.state_dict())
+    x = torch.randn(2, 42, 16, dtype=torch.float64)
+    found = mixer(x, Layout((6, 7)))
+    assert (found[:, 7:] - full(x, Layout((6, 7)))[:, :-7]).abs().max() < 1e-12
+    assert not found[:, :7].any()
+    assert torch.equal(found, above(row=7)(x, Layout((42,))))
+
+
+def test_the_row_above_sees_nothing_later_and_decodes():
+    mixer, x = above(row=5), torch.randn(2, 33, 16, dtype=torch.float64)
+    wanted = mixer(x, Layout((33,)))
+    for cut in range(32):
+        later = mixer(torch.cat([x[:, : cut + 1], x[:, cut + 1 :] + 1], 1), Layout((33,)))
+        assert torch.equal(later[:, : cut + 1], wanted[:, : cut + 1])
+    for pieces in ([33], [5] * 6 + [3], [1] * 33, [7, 1, 1, 16, 8]):
+        state, found = mixer.empty(2), []
+        for piece in x.split(pieces, 1):
+            o, state = mixer.extend(piece, state)
+            found.append(o)
+        assert (torch.cat(found, 1) - wanted).abs().max() < 1e-12
+
+
+def test_the_row_above_refuses_another_grid():
+    with pytest.raises(Unsupported, match="row=5"):
+        above(row=5)(torch.zeros(1, 12, 16).double(), Layout((3, 4)))

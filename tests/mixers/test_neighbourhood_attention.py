@@ -6,7 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from formwright.contract import Layout, Unsupported
 from formwright.mixers.neighbourhood_attention import NeighbourhoodAttention
-from formwright.ops.attention import SDPA_FLOPS
+from formwright.ops.attention import SDPA_FLOPS, attention
+from formwright.ops.masks import Causal, Dilated, Window
 
 
 def make(**options):
@@ -71,6 +72,12 @@ def test_a_kernel_as_large_as_the_grid_is_plain_attention():
     q, k, v = (each.transpose(1, 2) for each in mixer._heads(x))
     plain = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     assert (mixer(x, Layout((9, 8))) - mixer.out(plain)).abs().max() < 1e-12
+
+
+def test_a_causal_one_is_a_dilated_window():
+    mixer, x = make(causal=True, kernel=5, dilation=3), torch.randn(2, 70, 16, dtype=torch.float64)
+    o = attention(*mixer._heads(x), mask=Causal() & Window(13) & Dilated(3))
+    assert (mixer(x, Layout((70,))) - mixer.out(o.flatten(2))).abs().max() < 1e-12
 
 
 def test_a_causal_grid_sees_nothing_later():
