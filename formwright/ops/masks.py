@@ -250,8 +250,8 @@ class Table(Mask):
 
 
 @dataclass(frozen=True)
-class And(Mask):
-    """Both allow it."""
+class _Pair(Mask):
+    """Two masks joined, of the same rows."""
 
     left: Mask
     right: Mask
@@ -266,6 +266,10 @@ class And(Mask):
 
     def rows(self) -> int:
         return max(self.left.rows(), self.right.rows())
+
+
+class And(_Pair):
+    """Both allow it."""
 
     def allows(self, b, i, j):
         return self.left.allows(b, i, j) & self.right.allows(b, i, j)
@@ -280,23 +284,8 @@ class And(Mask):
         return " & ".join(f"({part})" if isinstance(part, Or) else str(part) for part in (self.left, self.right))
 
 
-@dataclass(frozen=True)
-class Or(Mask):
+class Or(_Pair):
     """One of them allows it."""
-
-    left: Mask
-    right: Mask
-
-    @property
-    def relative(self) -> bool:
-        return self.left.relative and self.right.relative
-
-    @property
-    def batched(self) -> bool:
-        return self.left.batched or self.right.batched
-
-    def rows(self) -> int:
-        return max(self.left.rows(), self.right.rows())
 
     def allows(self, b, i, j):
         return self.left.allows(b, i, j) | self.right.allows(b, i, j)
