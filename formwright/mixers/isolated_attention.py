@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count, per_sequence, split_heads
 from formwright.mixers.cache import Cache, append, empty_cache
+from formwright.mixers.rotary import rotary, turned
 from formwright.ops.attention import attention, macs
 from formwright.ops.masks import Causal, Mask
 from formwright.ops.masks_groups import Isolated
-from formwright.parts import card_of, class_of, register
+from formwright.parts import register
 
 
 @register
@@ -70,11 +71,7 @@ class IsolatedAttention(TokenMixer):
         self.key = nn.Linear(dim, self.kv_heads * self.head_dim, bias=bias)
         self.value = nn.Linear(dim, self.kv_heads * self.head_dim, bias=bias)
         self.out = nn.Linear(self.heads * self.head_dim, dim, bias=bias)
-        self.position = None
-        if position is not None:
-            if getattr(class_of(position), "role", None) != "rotate":
-                self.refuse(f"position={card_of(position).name}", "it takes rotary positions, which turn q and k")
-            self.position = position(dim=self.head_dim)
+        self.position = rotary(self, position, self.head_dim)
 
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
@@ -108,9 +105,7 @@ class IsolatedAttention(TokenMixer):
 
     def _split(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (each(x).unflatten(-1, (-1, self.head_dim)) for each in (self.query, self.key, self.value))
-        if self.position is not None:
-            q, k = self.position.rotate(q, positions), self.position.rotate(k, positions)
-        return q, k, v
+        return turned(q, self.position, positions), turned(k, self.position, positions), v
 
     def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Cache:
         """Keys and values (B, G, capacity, K)."""

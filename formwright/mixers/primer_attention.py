@@ -26,10 +26,11 @@ from formwright.contract import (
     split_heads,
 )
 from formwright.mixers.cache import Cache, append, empty_cache
+from formwright.mixers.rotary import rotary, turned
 from formwright.mixers.scores import attend, attend_macs, looks_back
 from formwright.ops.attention import attention
 from formwright.ops.convolution import short_convolution, short_flops
-from formwright.parts import card_of, class_of, register
+from formwright.parts import register
 
 State = tuple[Tensor, Cache]  # the last W - 1 projected tokens, before their filters; keys and values
 
@@ -80,11 +81,7 @@ class PrimerAttention(TokenMixer):
         taps = torch.full((3 * inner, short), 0.5 / short)
         taps[:, -1 if causal else short // 2] = 0.5
         self.filters = nn.Parameter(taps)
-        self.position = None
-        if position is not None:
-            if getattr(class_of(position), "role", None) != "rotate":
-                self.refuse(f"position={card_of(position).name}", "it takes rotary positions, which turn q and k")
-            self.position = position(dim=self.head_dim)
+        self.position = rotary(self, position, self.head_dim)
 
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
@@ -100,9 +97,7 @@ class PrimerAttention(TokenMixer):
 
     def _split(self, y: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = y.unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
-        if self.position is not None:
-            q, k = self.position.rotate(q, positions), self.position.rotate(k, positions)
-        return q, k, v
+        return turned(q, self.position, positions), turned(k, self.position, positions), v
 
     def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> State:
         """The last W - 1 tokens' projections, and keys and values (B, H, capacity, K)."""

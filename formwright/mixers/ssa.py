@@ -30,9 +30,10 @@ from formwright.contract import (
     split_heads,
 )
 from formwright.mixers.cache import Cache, append, empty_cache
+from formwright.mixers.rotary import rotary, turned
 from formwright.mixers.scores import attend, attend_macs, looks_back
 from formwright.ops.attention import attention
-from formwright.parts import card_of, class_of, register
+from formwright.parts import register
 
 
 @register
@@ -77,11 +78,8 @@ class SSA(TokenMixer):
         self.groups, self.spread = groups, spread
         self.inputs = nn.Linear(dim, 3 * self.heads * self.head_dim, bias=bias)
         self.out = nn.Linear(self.heads * self.head_dim, dim, bias=bias)
-        self.position = None
+        self.position = rotary(self, position, self.head_dim)
         if position is not None:
-            if getattr(class_of(position), "role", None) != "rotate":
-                self.refuse(f"position={card_of(position).name}", "it takes rotary positions, which turn q and k")
-            self.position = position(dim=self.head_dim)
             self.card = replace(self.card, symmetries=())
 
     def forward(
@@ -98,9 +96,7 @@ class SSA(TokenMixer):
 
     def _split(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.inputs(x).unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
-        if self.position is not None:
-            q, k = self.position.rotate(q, positions), self.position.rotate(k, positions)
-        return q, k, v
+        return turned(q, self.position, positions), turned(k, self.position, positions), v
 
     def draw(self, tokens: int, device: torch.device | None = None) -> list[Tensor]:
         """A random division of the tokens into groups: index tensors (groups of one size, size), each group in order.

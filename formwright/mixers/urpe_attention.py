@@ -27,9 +27,10 @@ from formwright.contract import (
     split_heads,
 )
 from formwright.mixers.cache import Cache, append, empty_cache
+from formwright.mixers.rotary import rotary, turned
 from formwright.ops.attention import Distance
 from formwright.ops.gained_attention import gained_attention, macs
-from formwright.parts import card_of, class_of, register
+from formwright.parts import class_of, register
 
 
 @register
@@ -72,16 +73,11 @@ class URPEAttention(TokenMixer):
         self.inputs = nn.Linear(dim, 3 * self.heads * self.head_dim, bias=bias)
         self.out = nn.Linear(self.heads * self.head_dim, dim, bias=bias)
         self.factors = nn.Parameter(torch.ones(self.heads, length if causal else 2 * length - 1))
-        self.position = None if position is None else self._make(position)
-
-    def _make(self, factory: Callable) -> nn.Module:
-        cls = class_of(factory)
-        role = getattr(cls, "role", None)
-        if role == "rotate":
-            return factory(dim=self.head_dim)
-        if role != "bias" or not getattr(cls, "relative", False):
-            self.refuse(f"position={card_of(factory).name}", "it takes rotary positions and biases of the distance")
-        return factory(heads=self.heads)
+        self.scores = self.position = None
+        if position is not None and getattr(class_of(position), "relative", False):
+            self.scores = position(heads=self.heads)
+        else:
+            self.position = rotary(self, position, self.head_dim)
 
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
@@ -99,9 +95,7 @@ class URPEAttention(TokenMixer):
 
     def _split(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.inputs(x).unflatten(-1, (3, self.heads, self.head_dim)).unbind(2)
-        if self.position is not None and self.position.role == "rotate":
-            q, k = self.position.rotate(q, positions), self.position.rotate(k, positions)
-        return q, k, v
+        return turned(q, self.position, positions), turned(k, self.position, positions), v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         n, m = q.shape[1], k.shape[1]
@@ -110,9 +104,9 @@ class URPEAttention(TokenMixer):
         else:
             gain = Distance(self.factors, self.length - 1)
         bias = None
-        if self.position is not None and self.position.role == "bias":
+        if self.scores is not None:
             distances = torch.arange(1 - n, m, device=q.device)[:, None]
-            table = self.position.bias(distances, torch.zeros_like(distances[:1]))
+            table = self.scores.bias(distances, torch.zeros_like(distances[:1]))
             bias = Distance(table[..., 0].to(q.dtype), n - 1)
         return gained_attention(q, k, v, gain, bias=bias, causal=self.causal, backend=self.backend)
 
