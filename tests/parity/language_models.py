@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import transformers
-from pairs import falcon_h1_weights, qwen3_next_weights, recurrent_gemma_weights
+from pairs import falcon_h1_weights, kimi_linear_weights, qwen3_next_weights, recurrent_gemma_weights
 from torch import Tensor, nn
 
 from formwright import zoo
@@ -23,8 +23,8 @@ Branch = tuple[Weights, Weights]  # of the norm, of the part
 @dataclass(frozen=True)
 class Language:
     """theirs() builds their model; `name` and `changes` say our expression: a zoo entry with words of it replaced;
-    branches(theirs) are the weights of ours, branch by branch; rest(theirs) those outside of branches; `spare` counts
-    parameters of theirs that stay zero here."""
+    branches(theirs) are the weights of ours, branch by branch; rest(theirs) those outside of branches. spare(theirs)
+    are parameters that ours hasn't, `added` how many ours has that theirs hasn't: both stay zero here."""
 
     theirs: Callable[[], nn.Module]
     name: str
@@ -32,6 +32,7 @@ class Language:
     branches: Callable[[nn.Module], Iterator[Branch]]
     rest: Callable[[nn.Module], Weights]
     spare: Callable[[nn.Module], list[Tensor]] = lambda theirs: []
+    added: int = 0
 
     @property
     def expression(self) -> str:
@@ -293,6 +294,31 @@ def qwen3_next_rest(m: nn.Module) -> Weights:
     return ends | {"norm.weight": 1 + m.model.norm.weight}
 
 
+KIMI_LAYERS = [*3 * ["linear_attention"], "full_attention", *2 * ["linear_attention"], "full_attention"]
+
+
+def kimi() -> nn.Module:
+    return transformers.KimiLinearForCausalLM(
+        transformers.KimiLinearConfig(
+            vocab_size=VOCAB, hidden_size=48, num_hidden_layers=7, layer_types=KIMI_LAYERS, num_attention_heads=4,
+            num_key_value_heads=4, intermediate_size=192, mlp_layer_types=7 * ["dense"], kv_lora_rank=24,
+            qk_rope_head_dim=4, qk_nope_head_dim=8, v_head_dim=8, linear_num_heads=4, linear_head_dim=8,
+            rms_norm_eps=1e-5, pad_token_id=0,
+        )
+    )  # fmt: skip
+
+
+def kimi_latent(m: nn.Module) -> Weights:
+    return of(query=m.q_proj, down=m.kv_a_proj_with_mqa, norm=m.kv_a_layernorm, up=m.kv_b_proj, out=m.o_proj)
+
+
+def kimi_branches(m: nn.Module) -> Iterator[Branch]:
+    for layer, kind in zip(m.model.layers, KIMI_LAYERS, strict=True):
+        weights = kimi_linear_weights if kind == "linear_attention" else kimi_latent
+        yield plain(layer.input_layernorm), weights(layer.self_attn)
+        yield plain(layer.post_attention_layernorm), gated_unit(layer.mlp)
+
+
 SMALL_LLAMA = {"dim=2048": "dim=48", "heads=32": "heads=6"}
 LANGUAGES = {
     "llama": Language(
@@ -346,6 +372,15 @@ LANGUAGES = {
         | {"heads=16, kv_heads=2, head_dim=256": "heads=4, kv_heads=2, head_dim=16"},
         qwen3_next_branches,
         qwen3_next_rest,
+    ),
+    "kimi_linear": Language(
+        kimi,
+        "kimi-linear",
+        {"dim=2304": "dim=48", "6*(": "1*(", "heads=32, head_dim=128": "heads=4, head_dim=8"}
+        | {"rank=512, rope_dim=64": "rank=24, rope_dim=4"},
+        kimi_branches,
+        llama_rest,
+        added=5 * 4 * 8,  # biases of the output gates
     ),
 }
 BERT = Language(

@@ -29,7 +29,7 @@ def pair(case: Language) -> tuple[nn.Module, Model]:
     ours = build(case.expression, facts={"vocab": VOCAB}).eval()
     ours.load_state_dict(case.weights(theirs, ours), strict=True)
     spare = sum(p.numel() for p in case.spare(theirs))
-    assert parameter_count(ours) == sum(p.numel() for p in theirs.parameters()) - spare
+    assert parameter_count(ours) == sum(p.numel() for p in theirs.parameters()) - spare + case.added
     return theirs, ours
 
 
