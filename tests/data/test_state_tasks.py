@@ -109,3 +109,30 @@ def test_the_test_part_may_be_longer_and_the_notes_say_so():
 def test_refusals(spec, words):
     with pytest.raises(DataError, match=words):
         data.open(spec)
+
+
+@pytest.mark.parametrize(("types", "depth"), [(1, 1), (3, 4), (8, 10)])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_dyck_strings_nest_and_closing_brackets_are_wanted(types, depth, split):
+    inputs, targets = items(f"dyck(types={types}, depth={depth}, length=50, length_tested=120)", split, 200)
+    assert inputs.shape[1] == (50 if split == "train" else 120)
+    deepest = 0
+    for x, y in zip(inputs.tolist(), targets.tolist(), strict=True):
+        stack = []
+        for t, token in enumerate(x):
+            if token <= types:
+                stack.append(token)
+            else:
+                assert stack.pop() == token - types
+            deepest = max(deepest, len(stack))
+            if t + 1 < len(x):
+                assert y[t] == (x[t + 1] if x[t + 1] > types else -100)
+            if y[t] != -100:
+                assert y[t] == stack[-1] + types
+            if len(stack) == depth:
+                assert y[t] != -100
+            if not stack:
+                assert y[t] == -100
+    assert deepest == depth
+    closing = (targets != -100).mean()
+    assert 0.4 < closing < 0.6  # as many close as open

@@ -79,6 +79,7 @@ def draw_distinct(rng: np.random.Generator, rows: int, number: int, population: 
 
 from formwright.data.tasks import (  # noqa: E402, F401  (each registers its task)
     copying,
+    dyck,
     induction,
     listops,
     modular_arithmetic,
