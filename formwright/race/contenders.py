@@ -30,7 +30,8 @@ class RaceProblem(ValueError):
 class Entry:
     """One contender: `text` as the user wrote it, `tree` the expression raced (its stack alone, or with embedding and
     head where written), `files` card name -> "file.py:Class" of parts from a user's files. Sizing fills `expression`
-    (canonical, with its width) and the figures; `error` says why it can't run."""
+    (canonical, with its width) and the figures; `error` says why it can't run. `published` is the width that a zoo
+    entry has given up, for one that fits the race."""
 
     name: str
     text: str
@@ -42,6 +43,7 @@ class Entry:
     params: int | None = None
     macs: int | None = None
     error: str | None = None
+    published: int | None = None
 
 
 def read_contenders(texts: list[str], *, depth: int = 4, sized: bool = False) -> list[Entry]:
@@ -64,11 +66,10 @@ def read_contenders(texts: list[str], *, depth: int = 4, sized: bool = False) ->
                 error = f"its part is called {name!r}, as that of another file in this race: give its card another name"
                 parts.load(first)
         name = _name(str(text), tree, files)
-        if is_bare_mixer(tree):
-            stack = default_stack(tree, depth)
-        else:
-            stack = _any_width(tree) if sized and zoo.find(text) else tree
-        entries.append(Entry(name, str(text), stack, files, error=error))
+        stack = default_stack(tree, depth) if is_bare_mixer(tree) else tree
+        published = tree.items[0].options.get("dim") if sized and zoo.find(text) else None
+        stack = _any_width(tree) if published else stack
+        entries.append(Entry(name, str(text), stack, files, error=error, published=published))
     return _distinct(entries)
 
 

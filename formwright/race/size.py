@@ -18,6 +18,7 @@ from formwright.build import BuildProblem, complete
 from formwright.contract import parameter_count
 from formwright.lang import Expr, Part
 from formwright.race.contenders import Entry, RaceProblem, build_unfilled, written_dim
+from formwright.race.narrowing import narrowed
 
 CLOSE = 0.014  # of the target: two contenders each so close are within 3% of one another
 TOLERANCE = 0.03
@@ -139,7 +140,8 @@ def choose(figure: Callable[[int, float], float | None], target: float, *, tunab
 
 def at_width(entry: Entry, source: Any, dim: int, stretch: float) -> Entry:
     """The contender at a width, its channel mixers' expansions stretched. Raises BuildProblem where it can't be so."""
-    tree = entry.tree if stretch == 1 else _stretched(entry.tree, dim, stretch)
+    tree = entry.tree if entry.published is None else narrowed(entry.tree, entry.published, dim)
+    tree = tree if stretch == 1 else _stretched(tree, dim, stretch)
     full = complete(tree, source, dim=dim)
     model = build_unfilled(full, source, None)
     macs = model.cost(source.shape).macs

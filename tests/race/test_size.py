@@ -6,9 +6,10 @@ import pytest
 from small import MINE, source
 
 from formwright.contract import parameter_count
-from formwright.lang import SyntaxProblem
+from formwright.lang import SyntaxProblem, parse
 from formwright.race.contenders import RaceProblem, build_unfilled, check_words, keep_files, read_contenders
 from formwright.race.equal_time import equal_time
+from formwright.race.narrowing import divisor, narrowed
 from formwright.race.size import choose, equalise, parse_size
 
 
@@ -127,9 +128,21 @@ def test_equal_time_follows_the_measurements(text):
     assert abs(b / a - 1) < 0.06 and (abs(b / a - 1) < 0.03 or "no width tried" in notes[0])
 
 
-def test_a_published_width_gives_way_to_a_size(text):
-    entries, _ = equalise(read_contenders(["gpt2-small", "attention"], sized=True), text, size=3_000_000)
-    assert [entry.name for entry in entries] == ["gpt2-small", "attention"]
-    assert all(abs(entry.params / 3e6 - 1) <= 0.03 for entry in entries)
+@pytest.mark.parametrize("name", ["gpt2-small", "samba-421m", "kimi-linear", "falcon-h1-0.5b"])
+def test_a_published_width_gives_way_to_a_size(text, name):
+    entries, notes = equalise(read_contenders([name, "attention"], sized=True), text, size=3_000_000)
+    assert [entry.name for entry in entries] == [name, "attention"]
+    assert all(abs(entry.params / 3e6 - 1) <= 0.03 for entry in entries), notes
+
+
+def test_without_a_size_a_published_width_stays(text):
     (own,), _ = equalise(read_contenders(["gpt2-small"]), text)
     assert own.dim == 768
+
+
+def test_narrowed_has_fewer_heads_as_wide():
+    tree = parse("tokens >> attention(heads=32, kv_heads=8) + mamba2(heads=128, head_dim=64, groups=8) >> lm")
+    half, tiny = narrowed(tree, 4096, 2048), narrowed(tree, 4096, 96)
+    assert half == parse("tokens >> attention(heads=16, kv_heads=4) + mamba2(heads=64, head_dim=64, groups=4) >> lm")
+    assert tiny == parse("tokens >> attention(heads=1, kv_heads=1) + mamba2(heads=3, head_dim=64, groups=1) >> lm")
+    assert [divisor(12, wanted) for wanted in (0.2, 2.1, 4.8, 5.5, 100)] == [1, 2, 4, 6, 12]
