@@ -59,7 +59,7 @@ class Attention(TokenMixer):
         normaliser: str = "softmax",
         clip: tuple | None = None,
         gate: str | None = None,
-        bias: bool = False,
+        bias: bool | str = False,
     ):
         """
         heads, head_dim  heads of width head_dim; dim / heads without it
@@ -71,7 +71,7 @@ class Attention(TokenMixer):
         normaliser       a name in ops.normalisers, or "learned_sink"
         clip             (gamma, zeta) of normaliser="clipped"
         gate             "head": a number in (0, 1) a head, with a bias always; "channel": one a channel of a head
-        bias             of the linear maps
+        bias             of the linear maps; "out": of the output map alone
 
         Raises ValueError or Unsupported for what doesn't fit."""
         super().__init__(dim, causal=causal)
@@ -88,20 +88,23 @@ class Attention(TokenMixer):
             self.refuse(f"clip={clip}", f"it holds the limits of clipped softmax, but the normaliser is {normaliser!r}")
         if gate not in (None, "head", "channel"):
             self.refuse(f"gate={gate!r}", "it is None, 'head' or 'channel'")
+        if bias not in (True, False, "out"):
+            self.refuse(f"bias={bias!r}", "it is True, False or 'out'")
+        biased = bias is True
         self.sink = nn.Parameter(torch.zeros(self.heads)) if normaliser == "learned_sink" else None
         if self.sink is None:
             self._fixed = normaliser_of(normaliser) if clip is None else Clipped(*clip)
         self.window = window
-        self.query = nn.Linear(dim, self.heads * self.head_dim, bias=bias)
-        self.key = nn.Linear(dim, self.kv_heads * self.head_dim, bias=bias)
-        self.value = nn.Linear(dim, self.kv_heads * self.head_dim, bias=bias)
-        self.out = nn.Linear(self.heads * self.head_dim, dim, bias=bias)
+        self.query = nn.Linear(dim, self.heads * self.head_dim, bias=biased)
+        self.key = nn.Linear(dim, self.kv_heads * self.head_dim, bias=biased)
+        self.value = nn.Linear(dim, self.kv_heads * self.head_dim, bias=biased)
+        self.out = nn.Linear(self.heads * self.head_dim, dim, bias=bool(bias))
         self.query_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if qk_norm else None
         self.key_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if qk_norm else None
         self.gate = None
         if gate is not None:
             gates = self.heads if gate == "head" else self.heads * self.head_dim
-            self.gate = nn.Linear(dim, gates, bias=bias or gate == "head")
+            self.gate = nn.Linear(dim, gates, bias=biased or gate == "head")
         self.position = None if position is None else self._make(position)
         if window is not None or position is not None:  # places: neither a context's nor those of shuffled tokens
             self.card = replace(self.card, patterns=("self", "causal"), symmetries=())

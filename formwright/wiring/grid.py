@@ -24,7 +24,7 @@ from formwright.norms.rmsnorm import RMSNorm
 from formwright.parts import register
 
 
-def _blocks(x: Tensor, grid: tuple[int, ...], factor: int) -> Tensor:
+def blocks(x: Tensor, grid: tuple[int, ...], factor: int) -> Tensor:
     """(B, prod(grid), D) with grid divisible by factor -> (B, prod(grid) / f^A, f^A D)."""
     batch, _, dim = x.shape
     axes = len(grid)
@@ -34,7 +34,7 @@ def _blocks(x: Tensor, grid: tuple[int, ...], factor: int) -> Tensor:
 
 
 def _unblocks(x: Tensor, grid: tuple[int, ...], factor: int) -> Tensor:
-    """(B, prod(grid), f^A D) -> (B, prod(grid) f^A, D): the inverse of _blocks for the smaller grid."""
+    """(B, prod(grid), f^A D) -> (B, prod(grid) f^A, D): the inverse of blocks for the smaller grid."""
     batch, axes = x.shape[0], len(grid)
     x = x.view(batch, *grid, *(factor,) * axes, -1)
     order = [i for a in range(axes) for i in (1 + a, 1 + axes + a)]
@@ -93,7 +93,7 @@ class Downsample(Wiring):
             short = [big * self.factor - size for big, size in zip(after.grid, layout.grid, strict=True)]
             x = F.pad(x, (0, 0, *(n for missing in reversed(short) for n in (0, missing)))).flatten(1, -2)
         grid = tuple(size * self.factor for size in after.grid)
-        return self.project(self.norm(_blocks(x, grid, self.factor))), after
+        return self.project(self.norm(blocks(x, grid, self.factor))), after
 
     def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Any:
         if not self.causal:

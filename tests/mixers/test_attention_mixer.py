@@ -197,3 +197,10 @@ def test_places_narrow_the_card():
     assert make(window=3).card.patterns == make(position=Rope).card.patterns == ("self", "causal")
     assert Attention.card.symmetries == ("permutation",)
     assert make(window=3).card.symmetries == ()
+
+
+def test_a_bias_of_the_output_map_alone():
+    mixer = Attention(8, heads=2, bias="out")
+    assert [name for name, _ in mixer.named_parameters() if name.endswith("bias")] == ["out.bias"]
+    with pytest.raises(Unsupported, match="bias='in'"):
+        Attention(8, bias="in")

@@ -21,6 +21,7 @@ PAIRS = {
     "caformer-s18": "caformer_s18",
     "mlp-mixer-s16": "mixer_s16_224",
     "swin-t": "swin_tiny_patch4_window7_224",
+    "tnt-s": "tnt_s_patch16_224",
 }
 
 
@@ -116,3 +117,28 @@ def test_swin():
             given += plain(block.mlp.fc1, block.mlp.fc2, block.norm2)
     model = ours("swin-t", {"3*(": "1*("}, classes=10)
     compare(model, theirs, given + plain(theirs.norm, theirs.head.fc), image)
+
+
+def test_tnt():
+    def attention(part: nn.Module) -> list[Tensor]:
+        return [*part.qk.weight.chunk(2), part.v.weight, *plain(part.proj)]
+
+    def block(part: nn.Module, side: str) -> list[Tensor]:
+        """Inner or outer attention and MLP."""
+        mixer, mlp = (part.attn_in, part.mlp_in) if side == "in" else (part.attn_out, part.mlp)
+        norms = (part.norm_in, part.norm_mlp_in) if side == "in" else (part.norm_out, part.norm_mlp)
+        return [*attention(mixer), *plain(norms[0], mlp.fc1, mlp.fc2, norms[1])]
+
+    image = (64, 48)
+    theirs = drawn(timm.create_model(PAIRS["tnt-s"], img_size=image, depth=3, num_classes=10))
+    given = [*plain(theirs.pixel_embed.proj), theirs.pixel_pos[0].flatten(1).T]
+    given += [theirs.cls_token[0, 0], theirs.patch_pos[0]]
+    given += plain(theirs.norm1_proj, theirs.proj, theirs.norm2_proj)
+    for part in theirs.blocks:
+        given += block(part, "in")
+    for part in theirs.blocks:
+        given += block(part, "out")
+    for part in theirs.blocks:
+        given += plain(part.norm1_proj, part.proj, part.norm2_proj)
+    model = ours("tnt-s", {"12*(": "3*("}, image=image, classes=10)
+    compare(model, theirs, given + plain(theirs.norm, theirs.head), image)

@@ -13,6 +13,7 @@ from formwright.mixers.separable_convolution import SeparableConvolution
 from formwright.norms.groupnorm import GroupNorm
 from formwright.ops.attention import SDPA_FLOPS
 from formwright.wiring.global_average import GlobalAverage
+from formwright.wiring.nested import Fold
 from formwright.wiring.scaled import LayerScale, ResidualScale
 from formwright.wiring.strided_convolution import StridedConvolution
 
@@ -21,6 +22,7 @@ STACKS = [
     "conv_patches(dim=16, size=3, stride=2) >> residual_scale(separable_convolution(size=3) + star_relu)",
     "patches(dim=16, size=3, position=None) >> layernorm >> token_mlp + mlp >> downsample(norm=layernorm) >> mlp",
     "patches(dim=16, size=3, cls=True, position='tokens') >> attention(heads=2) + mlp",
+    "conv_patches(dim=4, size=3, stride=1, within=3) >> nested(2*(attention + mlp) >> fold(3, width=8) >> 2*(mlp))",
 ]
 
 
@@ -94,7 +96,7 @@ def test_groupnorm_takes_statistics_over_tokens_and_refuses_what_they_would_spoi
         model(torch.randint(5, (2, 4)), Layout((4,), lengths=torch.tensor([4, 2])))
 
 
-@pytest.mark.parametrize("text", ["strided_convolution", "global_average"])
+@pytest.mark.parametrize("text", ["strided_convolution", "global_average", "fold", "nested(mlp >> fold >> mlp)"])
 def test_stages_that_read_ahead_stand_in_no_causal_stack(text):
     with pytest.raises(ValueError, match="causal=True"):
         formwright.build(f"tokens(dim=8, vocab=5) >> mlp >> {text} >> lm")
@@ -112,3 +114,51 @@ def test_separable_convolution_on_a_plane():
         mixer(x, Layout((19,), prefix=1))
     with pytest.raises(ValueError, match="has no middle"):
         SeparableConvolution(4, size=4)
+
+
+def nested(text, **facts):
+    facts = {"image": (6, 4), "channels": 2, "classes": 3, **facts}
+    return formwright.build(f"patches(dim=4, size=1, position=None) >> {text} >> classify", facts=facts).double()
+
+
+def test_nested_tokens_are_mixed_block_by_block_and_folded_in_at_every_stage():
+    torch.manual_seed(0)
+    model = nested("nested(2*(attention(heads=2) + mlp) >> fold(2, width=6) >> 2*(attention(heads=1) + mlp))")
+    part = model.stack.stages[0] if hasattr(model.stack, "stages") else model.stack
+    x = torch.randn(2, 24, 4, dtype=torch.float64)
+    z, after = part(x, Layout((6, 4)))
+    assert after == Layout((3, 2), prefix=1)
+    for row in range(2):
+        image = x[row].view(6, 4, 4)
+        inner = [image[i : i + 2, j : j + 2].reshape(1, 4, 4) + part.places for i in (0, 2, 4) for j in (0, 2)]
+        outer = torch.cat([part.fold.cls[None], *[part.fold.map(y.flatten(1)) for y in inner]]) + part.fold.places
+        for stage in range(2):
+            inner = [part.inner_stages[stage](y, Layout((2, 2)))[0] for y in inner]
+            added = torch.cat([part.folds[stage](y.flatten(1)) for y in inner])
+            outer = torch.cat([outer[:1], outer[1:] + added])
+            outer = part.outer_stages[stage](outer[None], after)[0][0]
+        torch.testing.assert_close(z[row], outer)
+
+
+def test_a_fold_alone_makes_a_pyramid():
+    model = nested("mlp >> fold(2, width=6, cls=False) >> attention(heads=2) + mlp")
+    assert model(torch.randn(2, 6, 4, 2, dtype=torch.float64)).shape == (2, 3)
+    with pytest.raises(ValueError, match="don't fit the grid"):
+        model(torch.randn(2, 8, 4, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("nested(2*mlp)", "with one fold"),
+        ("nested(mlp >> fold)", "with one fold"),
+        ("nested(2*mlp >> fold >> 3*mlp)", "write as many"),
+        ("nested(2*mlp >> fold >> 2*downsample)", "keep their widths"),
+        ("nested(mlp >> fold(0) >> mlp)", "at least 1"),
+    ],
+)
+def test_what_nested_can_not_be(text, hint):
+    with pytest.raises(ValueError, match=hint):
+        nested(text)
+    with pytest.raises(Unsupported, match="prefix"):
+        Fold(4, length=8)(torch.randn(1, 9, 4), Layout((8,), prefix=1))
