@@ -12,7 +12,8 @@ import sys
 from collections.abc import Iterator
 
 import attention_rows
-from attention_rows import LONG, LOOKBACK, SDPA, SKEWED
+from attention_peers import PEERS
+from attention_rows import BRANCHES, LONG, LOOKBACK, SDPA, SKEWED
 from comparing import BOTH, FORWARD
 from driving import Record, Study, run
 from targets import Target, at_most, exponent, judged, least, timed_calls
@@ -39,6 +40,10 @@ def _targets(timed: dict) -> Iterator[Target]:
             f"packed lengths {max(SKEWED)} to {min(SKEWED)}, {work}: time beside their share of a full batch's tokens"
         )
         yield "packed", text, at_most(1.2), full and full / share
+        cases = [n for row, w, call, n in timed if (row, w, call) == ("prefix", work, "a shared prefix")]
+        found = [ratio("prefix", work, "a shared prefix", "a prefix for each", n) or 0 for n in cases]
+        text = f"a prefix shared by {BRANCHES}, {work}: against one for each, the least of {len(found)} sizes"
+        yield "prefix", text, least(1), min(found, default=None)
         cases = [n for row, w, call, n in timed if (row, w, call) == ("normalisers", work, "softmax")]
         same = [r for n in cases if (r := ratio("normalisers", work, "softmax", SDPA, n)) is not None]
         text = f"softmax, {work}: against SDPA, the least of {len(same)} sizes"
@@ -50,9 +55,10 @@ def _targets(timed: dict) -> Iterator[Target]:
     yield "relative", text, at_most(1.15), exponent(points)
     for row in dict.fromkeys(row for row, *_ in timed if row.startswith("layer:")):
         peer = row.removeprefix("layer:")
-        cases = [(w, n) for r, w, call, n in timed if (r, call) == (row, "attention")]
-        found = [r for w, n in cases if (r := ratio(row, w, "attention", peer, n)) is not None]
-        text = f"attention beside {peer}, the least of {len(found)} sizes and kinds of work"
+        ours = PEERS[peer].ours
+        cases = [(w, n) for r, w, call, n in timed if (r, call) == (row, ours)]
+        found = [r for w, n in cases if (r := ratio(row, w, ours, peer, n)) is not None]
+        text = f"{ours} beside {peer}, the least of {len(found)} sizes and kinds of work"
         yield row, text, least(0.95), min(found, default=None)
     for name in dict.fromkeys(call for row, _, call, _ in timed if row == "memory"):
         peak = timed.get(("memory", BOTH, name, LONG), {}).get("peak_bytes")

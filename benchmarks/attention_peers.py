@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from comparing import DIM, HEADS, WIDTH
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from formwright import parts
 from formwright.contract import Layout
 
+SWIN, GRID = 96, (56, 56)
 Pair = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], list[list[Tensor]]]
 
 
@@ -55,7 +57,7 @@ def x_transformers(flash: bool) -> Pair:
     with torch.no_grad():
         for name, part in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("out", "to_out")):
             getattr(theirs, part).weight.copy_(getattr(ours, name).weight)
-    return _pair(ours, theirs, lambda x: theirs(x)[0] if isinstance(theirs(x[:, :1]), tuple) else theirs(x))
+    return _pair(ours, theirs, theirs)
 
 
 def timm() -> Pair:
@@ -70,9 +72,41 @@ def timm() -> Pair:
     return _pair(ours, theirs, theirs)
 
 
+def swin() -> Pair:
+    """timm's shifted windows of 7 x 7 on the first stage's grid, tokens in a row as ours."""
+    from timm.models.swin_transformer import SwinTransformerBlock
+
+    block = SwinTransformerBlock(SWIN, GRID, num_heads=3, window_size=7, shift_size=3, dynamic_mask=False).eval()
+    ours = parts.get("shifted_window_attention", "mixer")(SWIN, heads=3, window=7, shift=3).eval()
+    theirs = block.attn
+    with torch.no_grad():
+        for mine, other in ((ours.query_key_value, theirs.qkv), (ours.out, theirs.proj)):
+            mine.weight.copy_(other.weight)
+            mine.bias.copy_(other.bias)
+        # Theirs counts from key to query, ours from query to key.
+        ours.table.copy_(theirs.relative_position_bias_table.T.unflatten(1, (13, 13)).flip(1, 2))
+    return (
+        lambda x: ours(x, Layout(GRID)),
+        lambda x: block._attn(x.unflatten(1, GRID)).flatten(1, 2),
+        [list(ours.parameters()), list(theirs.parameters())],
+    )
+
+
+@dataclass(frozen=True)
+class Peer:
+    """make() -> the pair; inputs are `dim` wide and as long as asked for, or `tokens` long."""
+
+    package: str
+    make: Callable[[], Pair]
+    ours: str = "attention"
+    dim: int = DIM
+    tokens: int | None = None
+
+
 PEERS = {
-    "hf: llama": ("transformers", llama),
-    "x-transformers: flash": ("x_transformers", lambda: x_transformers(True)),
-    "x-transformers": ("x_transformers", lambda: x_transformers(False)),
-    "timm: vision transformer": ("timm", timm),
+    "hf: llama": Peer("transformers", llama),
+    "x-transformers: flash": Peer("x_transformers", lambda: x_transformers(True)),
+    "x-transformers: plain": Peer("x_transformers", lambda: x_transformers(False)),
+    "timm: vision transformer": Peer("timm", timm),
+    "timm: swin": Peer("timm", swin, "shifted_window_attention", SWIN, GRID[0] * GRID[1]),
 }

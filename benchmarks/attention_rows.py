@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
 
 import attention_peers
 import torch
 import torch.nn.functional as F
-from comparing import BOTH, DIM, FORWARD, HEADS, SMALL, WIDTH, Calls, Row, difference, disagreement, working
+from comparing import BATCH, BOTH, DIM, FORWARD, HEADS, SMALL, WIDTH, Calls, Row, difference, disagreement, working
 from torch import Tensor, nn
 
 from formwright import parts
@@ -17,9 +16,11 @@ from formwright.contract import Layout
 from formwright.ops.attention import attention
 from formwright.ops.masks import Causal, Window
 from formwright.ops.normalisers import NORMALISERS
+from formwright.ops.shared_prefix import shared_prefix_attention
 
 LOOKBACK = 256
 SKEWED = (1024, 512, 256, 128, 64, 32, 16, 16)  # lengths of one batch: 2,048 tokens in rows of 1,024
+BRANCHES = 16
 LONG = 32768
 SDPA = "SDPA causal"
 
@@ -149,32 +150,63 @@ def build_relative(lengths: tuple[int, ...], work: str) -> Calls:
     """Kernelised attention with relative positions by FFT, small enough for its longest."""
     calls: Calls = {}
     for tokens in lengths:
-        layer = _layer("nprf_attention", 128, heads=2, length=tokens)
+        layer = _layer("nprf_attention", 128, heads=2, reach=tokens)
         x = torch.randn(1, tokens, 128, generator=torch.Generator().manual_seed(tokens)).requires_grad_()
         run = lambda layer=layer, x=x, n=tokens: layer(x, Layout((n,)))  # noqa: E731
         calls[f"nprf_attention @{tokens}"] = working(run, [x, *layer.parameters()], work)
     return calls
 
 
-def _layer_row(peer: str, package: str, make: Callable[[], attention_peers.Pair]) -> Row:
+def _prefixed(shared: bool, q: Tensor, k: Tensor, v: Tensor, prefix_k: Tensor, prefix_v: Tensor) -> Tensor:
+    if shared:
+        return shared_prefix_attention(q, k, v, prefix_k, prefix_v)
+    k, v = (torch.cat([p.expand(len(q), -1, -1, -1), t], 1) for p, t in ((prefix_k, k), (prefix_v, v)))
+    return attention(q, k, v, mask=Causal())
+
+
+def _continuations(prefix: int, tokens: int, heads: int) -> list[Tensor]:
+    before = _heads(prefix, heads)
+    return [*_heads(tokens, heads, BRANCHES), *before[1:]]
+
+
+def build_prefix(tokens: int, work: str) -> Calls:
+    """BRANCHES continuations of 64 tokens after a prefix: its keys once for all, or once for each."""
+    leaves = _continuations(tokens, 64, HEADS)
+    return {
+        name: working(partial(_prefixed, shared, *leaves), leaves, work)
+        for name, shared in (("a shared prefix", True), ("a prefix for each", False))
+    }
+
+
+def gate_prefix() -> dict[str, float]:
+    leaves = _continuations(SMALL, 7, 2)
+    plain = partial(_prefixed, False)
+    return {"a shared prefix": disagreement(partial(_prefixed, True), plain, leaves)}
+
+
+def _layer_row(name: str, peer: attention_peers.Peer) -> Row:
     def build(tokens: int, work: str) -> Calls:
-        ours, theirs, weights = make()
-        x = torch.randn(2, tokens, DIM, generator=torch.Generator().manual_seed(tokens)).requires_grad_()
+        ours, theirs, weights = peer.make()
+        x = torch.randn(BATCH, tokens, peer.dim, generator=torch.Generator().manual_seed(tokens)).requires_grad_()
         return {
-            "attention": working(lambda: ours(x), [x, *weights[0]], work),
-            peer: working(lambda: theirs(x), [x, *weights[1]], work),
+            peer.ours: working(lambda: ours(x), [x, *weights[0]], work),
+            name: working(lambda: theirs(x), [x, *weights[1]], work),
         }
 
     def gate() -> dict[str, float]:
-        ours, theirs, _ = make()
-        x = torch.randn(2, SMALL, DIM, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        ours, theirs, _ = peer.make()
+        draw = torch.Generator().manual_seed(0)
+        x = torch.randn(BATCH, peer.tokens or SMALL, peer.dim, generator=draw).requires_grad_()
         a, b = ours(x), theirs(x)
         cotangent = torch.randn(a.shape, generator=torch.Generator().manual_seed(1))
         slopes = [torch.autograd.grad(y, x, cotangent)[0] for y in (a, b)]
-        return {"attention": max(difference(a, b), difference(*slopes))}
+        return {peer.ours: max(difference(a, b), difference(*slopes))}
 
-    # Without the peer's package there is nothing to stand beside.
-    return Row(f"layer:{peer}", (FORWARD, BOTH), build, gate, needs={"attention": package, peer: package}, whole=True)
+    return Row(
+        f"layer:{name}", (FORWARD, BOTH), build, gate, lengths=() if peer.tokens is None else (peer.tokens,),
+        # Without the peer's package there is nothing to stand beside.
+        needs={peer.ours: peer.package, name: peer.package}, whole=True,
+    )  # fmt: skip
 
 
 def rows() -> list[Row]:
@@ -185,6 +217,7 @@ def rows() -> list[Row]:
         Row("packed", (FORWARD, BOTH), build_packed, gate_packed, batch=len(SKEWED), lengths=(sum(SKEWED),)),
         Row("query heads", (FORWARD,), build_query_heads, dict, batch=1, joint=(8192, LONG)),
         Row("relative", (FORWARD,), build_relative, dict, batch=1, joint=(1024, 4096, 16384)),
-        *(_layer_row(peer, package, make) for peer, (package, make) in attention_peers.PEERS.items()),
+        Row("prefix", (FORWARD, BOTH), build_prefix, gate_prefix, batch=BRANCHES),
+        *(_layer_row(name, peer) for name, peer in attention_peers.PEERS.items()),
         Row("memory", (BOTH,), build_memory, gate_normalisers, batch=1, joint=(8192, LONG), memory=True),
     ]
