@@ -7,7 +7,7 @@
 Every pass, layer by layer, draws a sub-network of the pathways between tokens anew, and training costs G times less
 attention. P is uniform, or, with a spread sigma, local: the order of i + sigma n_i with n_i normal, so that groups are
 blurred windows. A token always reads itself; causal groups keep the order of time. A model in train() gives one
-sub-model of the ensemble that the paper averages.
+sub-model of the ensemble that the paper averages. How groups are drawn is our reading of it.
 The Information Pathways Hypothesis: Transformers are Dynamic Self-Ensembles, arXiv 2306.01705, 2023.
 """
 
