@@ -35,6 +35,7 @@ class Tiles:
     allowed  (T, t, e) booleans, None where every slot reads every other
     tile     (length,) the tile in which a token's output is computed, and `slot` its place there
     steps    for each axis (t, e), how far key slots are from query slots
+    whole    whether there is one tile of all tokens in their order, so that nothing need be gathered
     """
 
     length: int
@@ -44,6 +45,7 @@ class Tiles:
     tile: Tensor
     slot: Tensor
     steps: tuple[Tensor, ...]
+    whole: bool = False
 
     @property
     def pairs(self) -> int:
@@ -71,7 +73,7 @@ def windows(length: int, size: int, shift: int = 0, device: torch.device | None 
     turned = (torch.arange(length, device=device) - shift) % (tiles * size)
     kept = tokens.clamp_max(length - 1)
     steps = slots - slots[:, None]
-    return Tiles(length, kept, kept, allowed, turned // size, turned % size, (steps,))
+    return Tiles(length, kept, kept, allowed, turned // size, turned % size, (steps,), tiles == 1 and shift == 0)
 
 
 def neighbourhoods(
@@ -88,6 +90,8 @@ def neighbourhoods(
     `size` queries stand in a tile, as many as the kernel holds without it; all that they read is size + kernel - 1.
     What border tokens read lies within that from half a kernel on, which is the least size. Where tiles would save
     next to nothing there is one of all."""
+    if length <= kernel and dilation == 1 and not causal:
+        return lines(length, device)
     groups = min(dilation, length)
     longest = -(-length // dilation)
     size = max(kernel if size is None else size, 1 if causal else kernel // 2 + 1)
@@ -120,6 +124,7 @@ def neighbourhoods(
         tile,
         p - start.flatten(1).expand(groups, count).flatten()[tile],
         (step - slot,),
+        count == 1 and groups == 1,
     )
 
 
@@ -149,6 +154,7 @@ def _product(a: Tiles, b: Tiles) -> Tiles:
         (a.tile[:, None] * len(b.queries) + b.tile).flatten(),
         (a.slot[:, None] * b.queries.shape[1] + b.slot).flatten(),
         tuple(step.flatten(2).flatten(0, 1) for step in steps),
+        a.whole and b.whole,
     )
 
 
@@ -179,18 +185,20 @@ def tiled_attention(
     if q.shape[1] != tiles.length:
         raise ValueError(f"tiled_attention: tiles of {tiles.length} tokens were given {q.shape[1]} tokens")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    b, (count, queries) = q.shape[0], tiles.queries.shape
+    if tiles.whole:
+        o = _attend(*(x.transpose(1, 2)[:, None] for x in (q, k, v)), tiles.allowed, bias, scale)
+        return o[:, 0].transpose(1, 2)
+    queries = tiles.queries.shape[1]
     place = tiles.tile * queries + tiles.slot
     once = tiles.keys is tiles.queries
-    q = _Moved.apply(q, tiles.queries.flatten(), place).unflatten(1, (count, queries)).transpose(2, 3)
+    q = _Moved.apply(q, tiles.queries.flatten(), place).unflatten(1, tiles.queries.shape).transpose(2, 3)
     k, v = (
         (_Moved.apply(x, tiles.keys.flatten(), place) if once else x.index_select(1, tiles.keys.flatten()))
         .unflatten(1, tiles.keys.shape)
         .transpose(2, 3)
         for x in (k, v)
     )  # (B, T, H, t | e, width)
-    o = _softmax(q, k, v, tiles.allowed, scale) if bias is None else _biased(q, k, v, tiles.allowed, bias, scale)
-    o = o.transpose(2, 3).reshape(b, count * queries, *o.shape[2:3], o.shape[-1])
+    o = _attend(q, k, v, tiles.allowed, bias, scale).transpose(2, 3).flatten(1, 2)
     return o.index_select(1, place)
 
 
@@ -208,7 +216,10 @@ class _Moved(torch.autograd.Function):
         return gradient.index_select(1, *ctx.saved_tensors), None, None
 
 
-def _softmax(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scale: float) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, bias: Tensor | None, scale: float) -> Tensor:
+    """(B, T, H, t | e, width) -> (B, T, H, t, V)."""
+    if bias is not None:
+        return _biased(q, k, v, allowed, bias, scale)
     b, count = q.shape[:2]
     mask = None if allowed is None else allowed.expand(b, *allowed.shape).flatten(0, 1)[:, None]
     o = F.scaled_dot_product_attention(*(x.flatten(0, 1) for x in (q, k, v)), attn_mask=mask, scale=scale)
