@@ -136,6 +136,9 @@ class _Builder:
         if data is not None and parts.get(data.head).causal and not head_class.causal:
             reason = f"the head {last.name} lets tokens see those after them, and these data ask for the next one"
             self.fail(f"{reason}; end with {data.head}", last)
+        for node in lang.walk(full):
+            if data is not None and isinstance(node, Part) and getattr(parts.get(node.name), "reads_pairs", False):
+                self.fail(f"{node.name} reads pairs (source, target), and these data give single inputs", node)
         flow = {**facts, "causal": head_class.causal if causal is None else causal}
         flow["rank"] = getattr(embed, "rank", 1)
         flow["length"] = getattr(embed, "length", None) or facts.get("length", 1024)

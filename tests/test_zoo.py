@@ -86,6 +86,11 @@ def test_who_sees_both_sides_is_not_asked_for_the_next_token(name):
         build(name, Bytes())
 
 
+def test_a_source_is_not_made_up():
+    with Unfilled(), pytest.raises(BuildProblem, match=r"reads pairs \(source, target\), and these data give single"):
+        build("t5-small", Bytes())
+
+
 def test_data_come_before_the_published_facts():
     with Unfilled():
         assert build("gpt2-small", Bytes()).head.weight.shape == (256, 768)

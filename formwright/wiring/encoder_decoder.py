@@ -26,6 +26,7 @@ class EncoderDecoder(Wiring):
         source="Attention Is All You Need, 1706.03762, 2017",
     )
     stacks = ("source", "target")
+    reads_pairs = True
 
     @classmethod
     def inside(cls, stack: str, flow: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
