@@ -201,6 +201,7 @@ class TokenMixer(nn.Module):
 
     card: Card
     backend: str = "auto"
+    batched: bool = False  # as a norm's
 
     def __init__(self, dim: int, *, causal: bool = False):
         super().__init__()
@@ -332,10 +333,11 @@ class Position(nn.Module):
 
 
 class Embed(nn.Module):
-    """Turns raw inputs into tokens and their layout."""
+    """Turns raw inputs into tokens and their layout. `batched` as a norm's."""
 
     card: Card
     dim: int
+    batched: bool = False
 
     def forward(self, inputs: Tensor, layout: Layout | None = None) -> tuple[Tensor, Layout]:
         """Raw inputs -> x (B, N, D) and its layout. `layout` carries lengths or offsets that the data know."""

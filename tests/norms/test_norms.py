@@ -3,6 +3,7 @@ from __future__ import annotations
 import torch
 
 from formwright.norms.affine import Affine
+from formwright.norms.batchnorm import BatchNorm
 from formwright.norms.layernorm import LayerNorm
 from formwright.norms.rmsnorm import RMSNorm
 from formwright.norms.srmsnorm import SRMSNorm
@@ -45,3 +46,12 @@ def test_affine():
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
     torch.testing.assert_close(norm(x), x * norm.weight + norm.bias)
+
+
+def test_batchnorm_is_torchs():
+    norm, theirs = BatchNorm(6), torch.nn.BatchNorm1d(6)
+    x = torch.randn(2, 3, 6)
+    for mode in (True, True, False):
+        norm.train(mode), theirs.train(mode)
+        torch.testing.assert_close(norm(x).flatten(0, 1), theirs(x.flatten(0, 1)))
+    assert norm.train()(x[:1, :1]).isfinite().all()

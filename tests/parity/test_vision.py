@@ -10,6 +10,7 @@ from vision import both, drawn, hand_over, heads, ours, patches, plain
 
 from formwright import build
 from formwright.contract import parameter_count
+from formwright.norms.batchnorm import BatchNorm
 
 timm = pytest.importorskip("timm", reason="parity needs timm; run make parity", exc_type=ImportError)
 
@@ -22,6 +23,7 @@ PAIRS = {
     "mlp-mixer-s16": "mixer_s16_224",
     "swin-t": "swin_tiny_patch4_window7_224",
     "tnt-s": "tnt_s_patch16_224",
+    "xcit-s12": "xcit_small_12_p16_224",
 }
 
 
@@ -141,4 +143,34 @@ def test_tnt():
     for part in theirs.blocks:
         given += plain(part.norm1_proj, part.proj, part.norm2_proj)
     model = ours("tnt-s", {"12*(": "3*("}, image=image, classes=10)
+    compare(model, theirs, given + plain(theirs.norm, theirs.head), image)
+
+
+def test_xcit():
+    def normed(norm: nn.Module) -> list[Tensor]:
+        return [norm.weight, norm.bias]
+
+    image = (64, 48)
+    theirs = drawn(timm.create_model(PAIRS["xcit-s12"], img_size=image, depth=3, num_classes=10))
+    stem = theirs.patch_embed.proj[::2]
+    given = [step[0].weight for step in stem] + [t for step in stem for t in normed(step[1])]
+    given += plain(theirs.pos_embed.token_projection)
+    batch_norms = [step[1] for step in stem]
+    for block in theirs.blocks:
+        local = block.local_mp
+        given += [block.attn.temperature.flatten(), *plain(block.attn.qkv, block.attn.proj)]
+        given += [block.gamma1, *normed(block.norm1)]
+        given += [t for conv in (local.conv1, local.conv2) for t in (conv.weight.squeeze(1), conv.bias)]
+        given += [*normed(local.bn), block.gamma3, *normed(block.norm3)]
+        given += [*plain(block.mlp.fc1, block.mlp.fc2), block.gamma2, *normed(block.norm2)]
+        batch_norms.append(local.bn)
+    given.append(theirs.cls_token[0, 0])
+    for block in theirs.cls_attn_blocks:
+        attention = block.attn
+        given += [block.gamma1, block.gamma2, *normed(block.norm1), *normed(block.norm2)]
+        given += plain(attention.q, attention.k, attention.v, attention.proj, block.mlp.fc1, block.mlp.fc2)
+    model = ours("xcit-s12", {"12*(": "3*("}, image=image, classes=10)
+    for own, other in zip((m for m in model.modules() if isinstance(m, BatchNorm)), batch_norms, strict=True):
+        own.mean.copy_(other.running_mean)
+        own.variance.copy_(other.running_var)
     compare(model, theirs, given + plain(theirs.norm, theirs.head), image)

@@ -9,9 +9,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import formwright
 from formwright.contract import Layout, Unsupported, parameter_count
+from formwright.mixers.cross_covariance_attention import CrossCovarianceAttention
+from formwright.mixers.local_patch_interaction import LocalPatchInteraction
 from formwright.mixers.separable_convolution import SeparableConvolution
 from formwright.norms.groupnorm import GroupNorm
+from formwright.norms.layernorm import LayerNorm
 from formwright.ops.attention import SDPA_FLOPS
+from formwright.wiring.class_attention import ClassAttention
 from formwright.wiring.global_average import GlobalAverage
 from formwright.wiring.nested import Fold
 from formwright.wiring.scaled import LayerScale, ResidualScale
@@ -22,14 +26,17 @@ STACKS = [
     "conv_patches(dim=16, size=3, stride=2) >> residual_scale(separable_convolution(size=3) + star_relu)",
     "patches(dim=16, size=3, position=None) >> layernorm >> token_mlp + mlp >> downsample(norm=layernorm) >> mlp",
     "patches(dim=16, size=3, cls=True, position='tokens') >> attention(heads=2) + mlp",
+    "conv_patches(dim=8, size=3) >> layer_scale(local_patch_interaction + cross_covariance_attention(heads=2))",
     "conv_patches(dim=4, size=3, stride=1, within=3) >> nested(2*(attention + mlp) >> fold(3, width=8) >> 2*(mlp))",
 ]
 
 
 @pytest.mark.parametrize("text", STACKS)
-@pytest.mark.parametrize("end", ["", " >> global_average >> layernorm"])
+@pytest.mark.parametrize("end", ["", " >> global_average >> layernorm", " >> class_attention(heads=2)"])
 @pytest.mark.parametrize("head", ["classify", "classify_mlp(expansion=2)"])
 def test_image_models_learn_and_cost_what_they_say(text, end, head):
+    if "class_attention" in end and ("cls=True" in text or "fold" in text):
+        pytest.skip("it has a class token already")
     torch.manual_seed(0)
     model = formwright.build(f"{text}{end} >> {head}", facts={"image": (12, 9), "channels": 3, "classes": 4})
     images = torch.randn(2, 12, 9, 3)
@@ -96,7 +103,9 @@ def test_groupnorm_takes_statistics_over_tokens_and_refuses_what_they_would_spoi
         model(torch.randint(5, (2, 4)), Layout((4,), lengths=torch.tensor([4, 2])))
 
 
-@pytest.mark.parametrize("text", ["strided_convolution", "global_average", "fold", "nested(mlp >> fold >> mlp)"])
+@pytest.mark.parametrize(
+    "text", ["strided_convolution", "global_average", "class_attention", "fold", "nested(mlp >> fold >> mlp)"]
+)
 def test_stages_that_read_ahead_stand_in_no_causal_stack(text):
     with pytest.raises(ValueError, match="causal=True"):
         formwright.build(f"tokens(dim=8, vocab=5) >> mlp >> {text} >> lm")
@@ -162,3 +171,58 @@ def test_what_nested_can_not_be(text, hint):
         nested(text)
     with pytest.raises(Unsupported, match="prefix"):
         Fold(4, length=8)(torch.randn(1, 9, 4), Layout((8,), prefix=1))
+
+
+def test_class_attention_is_read_by_the_class_token_alone():
+    torch.manual_seed(0)
+    part, layout = ClassAttention(8, depth=2, heads=2, norm=LayerNorm, init=0.5).double(), Layout((3, 2))
+    x = torch.randn(2, 6, 8, dtype=torch.float64)
+    z, after = part(x, layout)
+    assert after == Layout((3, 2), prefix=1)
+    patches, token = x, part.cls.expand(2, 1, 8)
+    for layer in part.layers:
+        tokens = layer.norm(torch.cat([token, patches], 1))
+        read = layer.attention(tokens, Layout((7,)))[:, :1]  # what any token of plain attention reads
+        token = layer.norm_mlp(token + read / 2)
+        token = token + layer.mlp(token, Layout((1,))) / 2
+        patches = 2 * layer.norm_mlp(patches + layer.norm(patches) / 2)
+    torch.testing.assert_close(z, torch.cat([token, patches], 1))
+    changed = x.clone()
+    changed[:, 4, 0] += 1
+    moved = (part(changed, layout)[0] - z).abs().amax((0, 2)) > 1e-12
+    assert moved.tolist() == [True, False, False, False, False, True, False]
+    with pytest.raises(Unsupported, match="prefix"):
+        part(x, Layout((5,), prefix=1))
+    with pytest.raises(ValueError, match="depth=0"):
+        ClassAttention(8, depth=0)
+
+
+def test_local_patch_interaction_leaves_padding_out_of_its_statistics():
+    torch.manual_seed(0)
+    mixer, x = LocalPatchInteraction(4), torch.randn(2, 5, 4)
+    layout = Layout((5,), lengths=torch.tensor([3, 5]))
+    padded = torch.where(layout.valid()[..., None], x, 100.0)
+    a, b = mixer.train()(x, layout), mixer(padded, layout)
+    torch.testing.assert_close(a[0, :3], b[0, :3])
+    torch.testing.assert_close(a[1], b[1])
+    h = F.gelu(F.conv1d(x[1:].transpose(1, 2), mixer.first[:, None], mixer.first_bias, padding=1, groups=4))
+    h = F.batch_norm(h, None, None, mixer.norm.weight, mixer.norm.bias, training=True)
+    h = F.conv1d(h, mixer.second[:, None], mixer.second_bias, padding=1, groups=4)
+    torch.testing.assert_close(mixer(x[1:], Layout((5,))), h.transpose(1, 2))
+    with pytest.raises(Unsupported, match="a grid of 2 axes"):
+        mixer(x[:, :4], Layout((2, 2)))
+
+
+def test_cross_covariance_attention_is_attention_between_channels():
+    torch.manual_seed(0)
+    mixer, x = CrossCovarianceAttention(8, heads=2).double(), torch.randn(2, 5, 8, dtype=torch.float64)
+    with torch.no_grad():
+        mixer.temperature.copy_(torch.tensor([0.5, 2.0]))
+    q, k, v = mixer.query_key_value(x).chunk(3, -1)
+    heads = []
+    for head in range(2):
+        mine = [t[..., 4 * head : 4 * head + 4] for t in (q, k, v)]
+        unit = [t / t.square().sum(1, keepdim=True).sqrt() for t in mine[:2]]
+        weights = (mixer.temperature[head] * unit[0].transpose(1, 2) @ unit[1]).softmax(-1)
+        heads.append(mine[2] @ weights.transpose(1, 2))
+    torch.testing.assert_close(mixer(x, Layout((5,))), mixer.out(torch.cat(heads, -1)))
