@@ -60,13 +60,20 @@ def blockwise(
     how = _How(mask, normaliser, kind, h // g)
     # the R heads of a group become rows beside one another: (B, G, N R, K), so that keys are never copied to heads
     q = (q * scale).unflatten(2, (g, h // g)).permute(0, 2, 1, 3, 4).flatten(2, 3)
-    k, v = k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
+    k, v = _rows_together(k), _rows_together(v)
     learned = normaliser.learned(h)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, table, learned)):
         o = _Blockwise.apply(q, k, v, table, learned, how)
     else:
         o = _forward(q, k, v, table, learned, how)
     return o.unflatten(2, (n, h // g)).permute(0, 2, 1, 3, 4).flatten(2, 3)
+
+
+def _rows_together(x: Tensor) -> Tensor:
+    """(B, M, G, K) -> (B, G, M, K), the rows of a group one after another; no copy of a cache that lies so already,
+    with room left behind."""
+    x = x.transpose(1, 2)
+    return x if x.stride(-1) == 1 and x.stride(-2) == x.shape[-1] else x.contiguous()
 
 
 def pairs(mask: Mask, n: int, m: int) -> int:
