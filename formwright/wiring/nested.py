@@ -183,7 +183,7 @@ class Nested(Wiring):
         outside = self.after(layout)
         rows = [("fold", self.fold, layout)]
         for inside, outer in zip(self.inner_stages, self.outer_stages, strict=True):
-            rows += [("inner", inside, self._block), ("outer", outer, outside)]
+            rows += [("inner, each block", inside, self._block), ("outer", outer, outside)]
         return rows
 
     def cost(self, layout: Layout, batch: int = 1) -> Cost:
