@@ -106,3 +106,15 @@ def test_a_user_s_mixer_stands_in_an_expression(tmp_path):
     model = formwright.build(f"tokens(dim=16) >> 2*({file}:Mine(gain=0.5) + mlp) >> lm")
     assert "mine_in_test_build(gain=0.5)" in model.expression
     assert model(torch.randint(0, 256, (1, 5))).shape == (1, 5, 256)
+
+
+def test_the_grids_rank_is_no_width_of_a_mixer():
+    """A fact fills any option of its name: none of a mixer's own may be called like one."""
+    model = formwright.build("tokens(dim=64) >> mla + sse >> lm", facts={"vocab": 16})
+    widths = {
+        name: getattr(module, name)
+        for module in model.modules()
+        for name in ("kv_rank", "low_rank")
+        if hasattr(module, name)
+    }
+    assert widths == {"kv_rank": 64, "low_rank": 64}

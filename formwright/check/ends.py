@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from formwright.check.compare import amount, worst
 from formwright.check.refusals import UNKNOWN, refuses
 from formwright.check.repeat import check_weights
-from formwright.check.subject import FACTS, Broken, Skipped, Subject, fresh, seeded
+from formwright.check.subject import FACTS, Broken, Skipped, Subject, fresh, leaf, seeded
 from formwright.contract import Embed, Layout, Unsupported, parameter_count
 from formwright.ops.attention import SDPA_FLOPS
 
@@ -150,13 +150,15 @@ def isolation(subject: Subject) -> str:
 
 
 def gradients(subject: Subject) -> str:
-    """Every parameter gets a finite gradient from the loss."""
+    """Every parameter, and what a head reads, gets a finite gradient from the loss."""
     module = subject.module()
+    given = tuple(leaf(t) if t.is_floating_point() and subject.kind == "head" else t for t in _given(subject, 32))
     with seeded(subject.seed + 1):
-        _loss(subject, module, _call(subject, module, *_given(subject, 32))).backward()
-    for name, p in module.named_parameters():
+        _loss(subject, module, _call(subject, module, *given)).backward()
+    read = {"what it reads": given[0]} if subject.kind == "head" else {}
+    for name, p in {**read, **dict(module.named_parameters())}.items():
         if p.requires_grad and (p.grad is None or not (p.grad != 0).any()):
-            raise Broken(f"no gradient reaches the parameter {name}")
+            raise Broken(f"no gradient reaches {name}")
         if p.requires_grad and not p.grad.isfinite().all():
             raise Broken(f"the gradient of {name} is not finite")
     return "every parameter learns"

@@ -1,6 +1,6 @@
 """Multi-head latent attention: keys and values of all heads are read off one narrow latent, all that decoding keeps.
 
-    c_j = norm(W_dkv x_j)  of rank channels,     r_j = turn(W_kr x_j)  of rope_dim, one for all heads
+    c_j = norm(W_dkv x_j)  of kv_rank channels,     r_j = turn(W_kr x_j)  of rope_dim, one for all heads
     k_hj = [W_uk^h c_j, r_j],    v_hj = W_uv^h c_j
     q_hi = [a_hi, turn(b_hi)],   (a_hi, b_hi) = W_q^h x_i,  or W_uq^h norm(W_dq x_i) with q_rank channels between
     y_i = W_o concat_h sum_j softmax_j(q_hi . k_hj / sqrt(head_dim + rope_dim)) v_hj
@@ -52,7 +52,7 @@ class MultiHeadLatentAttention(TokenMixer):
         heads: int | None = None,
         head_dim: int | None = None,
         value_dim: int | None = None,
-        rank: int | None = None,
+        kv_rank: int | None = None,
         q_rank: int | None = None,
         rope_dim: int | None = None,
         position: Callable | None = Rope,
@@ -61,7 +61,7 @@ class MultiHeadLatentAttention(TokenMixer):
         """
         heads, head_dim  heads whose queries and keys have head_dim channels of their own; dim / heads without it
         value_dim        channels of a head's value, head_dim without it
-        rank             channels of the latent; 4 head_dim without it, and no more than dim
+        kv_rank          channels of the latent; 4 head_dim without it, and no more than dim
         q_rank           channels between the token and its queries; None maps directly
         rope_dim         channels of the key that all heads share, head_dim / 2 without it; 0 leaves it out
         position         the rotary position that turns them; None turns nothing
@@ -70,16 +70,16 @@ class MultiHeadLatentAttention(TokenMixer):
         super().__init__(dim, causal=causal)
         self.heads, self.head_dim = split_heads("mla", dim, heads, head_dim)
         self.value_dim = self.head_dim if value_dim is None else value_dim
-        self.rank = min(4 * self.head_dim, dim) if rank is None else rank
+        self.kv_rank = min(4 * self.head_dim, dim) if kv_rank is None else kv_rank
         self.rope_dim = max(2, self.head_dim // 4 * 2) if rope_dim is None else rope_dim
-        if min(self.rank, self.value_dim, 1 if q_rank is None else q_rank) < 1 or self.rope_dim < 0:
+        if min(self.kv_rank, self.value_dim, 1 if q_rank is None else q_rank) < 1 or self.rope_dim < 0:
             raise ValueError(
-                "mla: rank, value_dim and q_rank must be at least 1 and rope_dim at least 0, but they are "
-                f"{self.rank}, {self.value_dim}, {q_rank} and {self.rope_dim}"
+                "mla: kv_rank, value_dim and q_rank must be at least 1 and rope_dim at least 0, but they are "
+                f"{self.kv_rank}, {self.value_dim}, {q_rank} and {self.rope_dim}"
             )
-        self.down = nn.Linear(dim, self.rank + self.rope_dim, bias=bias)
-        self.norm = nn.RMSNorm(self.rank, eps=1e-6)
-        self.up = nn.Linear(self.rank, self.heads * (self.head_dim + self.value_dim), bias=False)
+        self.down = nn.Linear(dim, self.kv_rank + self.rope_dim, bias=bias)
+        self.norm = nn.RMSNorm(self.kv_rank, eps=1e-6)
+        self.up = nn.Linear(self.kv_rank, self.heads * (self.head_dim + self.value_dim), bias=False)
         queries = self.heads * (self.head_dim + self.rope_dim)
         if q_rank is None:
             self.query = nn.Linear(dim, queries, bias=False)
@@ -105,22 +105,22 @@ class MultiHeadLatentAttention(TokenMixer):
         return torch.cat([own, turned(shared, self.position, places)], -1)
 
     def _latent(self, x: Tensor, places: Tensor) -> Tensor:
-        """(B, N, D) -> the latent and the shared key of each token, (B, N, rank + rope_dim)."""
-        latent, shared = self.down(x).split([self.rank, self.rope_dim], -1)
+        """(B, N, D) -> the latent and the shared key of each token, (B, N, kv_rank + rope_dim)."""
+        latent, shared = self.down(x).split([self.kv_rank, self.rope_dim], -1)
         return torch.cat([self.norm(latent), turned(shared.unsqueeze(2), self.position, places).squeeze(2)], -1)
 
     def _keys(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, M, rank + rope_dim) -> keys (B, M, H, head_dim + rope_dim) and values (B, M, H, value_dim)."""
-        latent, shared = latent.split([self.rank, self.rope_dim], -1)
+        """(B, M, kv_rank + rope_dim) -> keys (B, M, H, head_dim + rope_dim) and values (B, M, H, value_dim)."""
+        latent, shared = latent.split([self.kv_rank, self.rope_dim], -1)
         k, v = self.up(latent).unflatten(-1, (self.heads, -1)).split([self.head_dim, self.value_dim], -1)
         return torch.cat([k, shared.unsqueeze(2).expand(-1, -1, self.heads, -1)], -1), v
 
     def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Cache:
-        """Latents and shared keys (B, capacity, rank + rope_dim)."""
+        """Latents and shared keys (B, capacity, kv_rank + rope_dim)."""
         if not self.causal:
             self.refuse("extend", "only a causal part decodes; build with causal=True")
         like = self.up.weight if like is None else like
-        return empty_cache(like, capacity, latent=(batch, self.rank + self.rope_dim))
+        return empty_cache(like, capacity, latent=(batch, self.kv_rank + self.rope_dim))
 
     def extend(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
         count, t = state["count"], x.shape[1]
@@ -134,7 +134,7 @@ class MultiHeadLatentAttention(TokenMixer):
             q = torch.cat([torch.einsum("bthk,hkr->bthr", own, up_key), shared], -1)
             latent = latent.unsqueeze(2)
             # The shared key is weighted along with the latent and dropped: cheaper than a copy of the cache without it.
-            o = attention(q, latent, latent, **how)[..., : self.rank]
+            o = attention(q, latent, latent, **how)[..., : self.kv_rank]
             o = torch.einsum("bthr,hvr->bthv", o, up_value)
         else:
             o = attention(q, *self._keys(latent), **how)
@@ -143,8 +143,8 @@ class MultiHeadLatentAttention(TokenMixer):
     def _absorbs(self, t: int, m: int) -> bool:
         """Whether t queries of m latents cost fewer multiply-adds absorbed than with keys and values made anew."""
         narrow = self.head_dim + self.value_dim
-        absorbed = t * self.rank * narrow + 2 * t * m * (self.rank + self.rope_dim)
-        return absorbed < m * self.rank * narrow + t * m * (narrow + self.rope_dim)
+        absorbed = t * self.kv_rank * narrow + 2 * t * m * (self.kv_rank + self.rope_dim)
+        return absorbed < m * self.kv_rank * narrow + t * m * (narrow + self.rope_dim)
 
     def cost(self, layout: Layout, batch: int = 1) -> Cost:
         maps = [m for m in self.modules() if isinstance(m, nn.Linear)]
@@ -152,5 +152,5 @@ class MultiHeadLatentAttention(TokenMixer):
         widths = {"key_dim": self.head_dim + self.rope_dim, "value_dim": self.value_dim, "backend": self.backend}
         mask = looks_back(self.causal)
         products = attend_macs(layout, batch, causal=self.causal, mask=mask, heads=self.heads, **widths)
-        state = batch * layout.tokens * (self.rank + self.rope_dim) * element_size(self) if self.causal else 0
+        state = batch * layout.tokens * (self.kv_rank + self.rope_dim) * element_size(self) if self.causal else 0
         return Cost(parameter_count(self), linear + products, state)

@@ -35,7 +35,7 @@ def largest(scores: Tensor, count: int) -> Tensor:
     return torch.sort(scores, dim=-1, descending=True, stable=True)[1][..., :count]
 
 
-def low_rank(dim: int, rank: int, out: int, bias: bool = False) -> nn.Sequential:
+def through(dim: int, rank: int, out: int, bias: bool = False) -> nn.Sequential:
     """A linear map through `rank` channels."""
     return nn.Sequential(nn.Linear(dim, rank, bias=False), nn.Linear(rank, out, bias=bias))
 
@@ -76,23 +76,23 @@ class SparseStateExpansion(TokenMixer):
         writers: int = 1,
         readers: int = 1,
         rows: int | None = None,
-        rank: int | None = None,
+        low_rank: int | None = None,
         gate_rank: int = 16,
         gate_temperature: float = 16.0,
         initial_state: bool = False,
         eps: float = 1e-5,
     ):
-        """head_dim is the width of a head's keys; its values are `expansion` times as wide. rank is that of the maps
-        that tell the partitions' queries and keys from the shared ones and of the output gate's, a head's value width
-        where it is left open; gate_rank is that of the maps to decays."""
+        """head_dim is the width of a head's keys; its values are `expansion` times as wide. low_rank is the rank of the
+        maps that tell the partitions' queries and keys from the shared ones and of the output gate's, a head's value
+        width where it is left open; gate_rank that of the maps to decays."""
         super().__init__(dim, causal=causal)
         self.heads, self.head_dim = split_heads("sse", dim, heads, head_dim)
         self.value_dim = round(self.head_dim * expansion)
-        self.rank = self.value_dim if rank is None else rank
+        self.low_rank = self.value_dim if low_rank is None else low_rank
         self.gate_rank, self.gate_temperature = gate_rank, gate_temperature
-        if min(self.value_dim, self.rank, gate_rank) < 1 or gate_temperature <= 0:
+        if min(self.value_dim, self.low_rank, gate_rank) < 1 or gate_temperature <= 0:
             raise ValueError(
-                f"sse: expansion={expansion}, rank={rank}, gate_rank={gate_rank} and gate_temperature="
+                f"sse: expansion={expansion}, low_rank={low_rank}, gate_rank={gate_rank} and gate_temperature="
                 f"{gate_temperature} must leave at least one value channel, one rank each and a temperature above 0"
             )
         if not (1 <= writers <= partitions and 1 <= readers <= partitions):
@@ -106,11 +106,11 @@ class SparseStateExpansion(TokenMixer):
         self.query = nn.Linear(dim, self.keys, bias=False)
         self.key = nn.Linear(dim, self.keys, bias=False)
         self.value = nn.Linear(dim, self.values, bias=False)
-        self.query_shift = low_rank(dim, self.rank, self.keys)
-        self.key_shift = low_rank(dim, self.rank, self.keys)
-        self.forget = nn.ModuleList(low_rank(dim, gate_rank, self.keys, bias=True) for _ in range(2))
+        self.query_shift = through(dim, self.low_rank, self.keys)
+        self.key_shift = through(dim, self.low_rank, self.keys)
+        self.forget = nn.ModuleList(through(dim, gate_rank, self.keys, bias=True) for _ in range(2))
         self.router = nn.Linear(dim, partitions, bias=False)
-        self.gate = low_rank(dim, self.rank, self.values)
+        self.gate = through(dim, self.low_rank, self.values)
         self.norm = nn.RMSNorm(self.value_dim, eps=eps)
         self.out = nn.Linear(self.values, dim, bias=False)
         shape = self.heads, self.head_dim, self.value_dim
@@ -198,7 +198,7 @@ class SparseStateExpansion(TokenMixer):
     def cost(self, layout: Layout, batch: int = 1) -> Cost:
         n, keys, values = layout.tokens, self.keys, self.values
         full = self.dim * (2 * keys + 2 * values + self.partitions)
-        narrow = self.rank * (3 * self.dim + 2 * keys + values) + 2 * self.gate_rank * (self.dim + keys)
+        narrow = self.low_rank * (3 * self.dim + 2 * keys + values) + 2 * self.gate_rank * (self.dim + keys)
         shape = batch, n, self.heads, self.head_dim, self.value_dim
         lengths = packed_lengths(layout)
         products = recurrence.macs(*shape, log_decay="diagonal", lengths=lengths)

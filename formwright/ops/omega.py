@@ -284,19 +284,23 @@ def _steps(
 ):
     q, log_alpha, eta, log_theta, keys, values, gammas = tokens
     outs = []
+    # Taken apart once: the gradient of a slice is as long as all tokens.
+    wide, values, gammas = (x.unbind(2) for x in (expand(keys, weights), values, gammas[..., None]))
+    queries = expand(q, weights).split(1, 2)
+    alphas, etas = (x[..., None, None].unbind(2) for x in (log_alpha.exp(), eta))
+    thetas = None if log_theta is None else log_theta.exp()[..., None, None].unbind(2)
     for t in range(q.shape[2]):
         if (position + t) % block == 0:
             anchor = memory
         # Keys begin window - 1 tokens before q.
-        near = expand(keys[:, :, t : t + window], weights)
-        error = gammas[:, :, t : t + window, None] * (values[:, :, t : t + window] - near @ anchor)
-        step = eta[:, :, t, None, None] * (near.mT @ error)
-        if log_theta is not None:
-            momentum = step = log_theta[:, :, t].exp()[..., None, None] * momentum + step
+        near, wanted, gamma = (torch.stack(x[t : t + window], 2) for x in (wide, values, gammas))
+        step = etas[t] * (near.mT @ (gamma * (wanted - near @ anchor)))
+        if thetas is not None:
+            momentum = step = thetas[t] * momentum + step
         if muon:
-            step = eta[:, :, t, None, None] * newton_schulz(step, muon)
-        memory = log_alpha[:, :, t].exp()[..., None, None] * memory + step
-        outs.append(expand(q[:, :, t, None], weights) @ memory)
+            step = etas[t] * newton_schulz(step, muon)
+        memory = alphas[t] * memory + step
+        outs.append(queries[t] @ memory)
     return torch.cat(outs, 2), memory, momentum, anchor
 
 

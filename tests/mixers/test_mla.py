@@ -10,7 +10,7 @@ from formwright.positions.rope import Rope
 
 OPTIONS = [
     {},
-    {"heads": 4, "rank": 20, "rope_dim": 6, "q_rank": 12},
+    {"heads": 4, "kv_rank": 20, "rope_dim": 6, "q_rank": 12},
     {"heads": 4, "value_dim": 5, "position": None, "bias": True},
     {"heads": 2, "rope_dim": 0},
 ]
@@ -38,8 +38,8 @@ def test_head_by_head(causal, options):
     h, own, shared = mixer.heads, mixer.head_dim, mixer.rope_dim
     turn = Rope(shared).rotate if mixer.position is not None else lambda t, at: t
     at = torch.arange(9)[:, None]
-    latent = mixer.norm(mixer.down(x)[..., : mixer.rank])
-    r = turn(mixer.down(x)[..., mixer.rank :].unsqueeze(2), at)[:, :, 0] if shared else x.new_zeros(2, 9, 0)
+    latent = mixer.norm(mixer.down(x)[..., : mixer.kv_rank])
+    r = turn(mixer.down(x)[..., mixer.kv_rank :].unsqueeze(2), at)[:, :, 0] if shared else x.new_zeros(2, 9, 0)
     out = []
     for head in range(h):
         up = mixer.up.weight.unflatten(0, (h, -1))[head]
@@ -66,7 +66,7 @@ def test_absorbed_and_plain_are_equal(options, monkeypatch):
 
 
 def test_a_few_tokens_are_absorbed_and_many_are_not():
-    mixer = make(heads=4, rank=16)
+    mixer = make(heads=4, kv_rank=16)
     assert mixer._absorbs(1, 40)
     assert mixer._absorbs(1, 4000)
     assert not mixer._absorbs(512, 512)
@@ -90,7 +90,7 @@ def test_gradients_flow_through_absorbed_steps():
 
 
 def test_the_state_is_the_latent_and_the_shared_key():
-    mixer = make(heads=8, rank=16, rope_dim=4)
+    mixer = make(heads=8, kv_rank=16, rope_dim=4)
     assert state_bytes(mixer.empty(3, 50)) == 3 * 50 * (16 + 4) * 8
     assert mixer.cost(Layout((50,)), 3).state_bytes == 3 * 50 * 20 * 8
 
@@ -99,6 +99,6 @@ def test_refusals():
     with pytest.raises(Unsupported, match="mla does not support position=alibi"):
         make(position=Alibi)
     with pytest.raises(ValueError, match="rank, value_dim and q_rank must be at least 1"):
-        make(rank=0)
+        make(kv_rank=0)
     with pytest.raises(Unsupported, match="extend"):
         make(causal=False).empty(1)

@@ -75,7 +75,7 @@ def by_hand(m, x):
         {},
         {"partitions": 3, "writers": 2, "readers": 2},
         {"writers": 1, "readers": 3, "expansion": 2.0},
-        {"writers": 2, "readers": 1, "rows": 3, "rank": 5},
+        {"writers": 2, "readers": 1, "rows": 3, "low_rank": 5},
         {"initial_state": True, "gate_rank": 3},
         {"partitions": 1},
     ],
@@ -151,7 +151,7 @@ def test_balance(x):
         ("writers=5", {"writers": 5}),
         ("readers=0", {"readers": 0}),
         ("rows=9", {"rows": 9}),
-        ("rank=0", {"rank": 0}),
+        ("low_rank=0", {"low_rank": 0}),
     ],
 )
 def test_counts_that_do_not_fit_are_refused(message, options):
