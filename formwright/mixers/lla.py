@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count, split_heads
 from formwright.mixers.cache import Cache, append, empty_cache
+from formwright.mixers.rotary import rotary, turned
 from formwright.ops.local_linear import local_linear_attention, macs, solves
-from formwright.parts import card_of, class_of, register
+from formwright.parts import register
 
 
 @register
@@ -76,11 +77,8 @@ class LocalLinearAttention(TokenMixer):
         nn.init.constant_(self.ridge.bias, math.log(ridge))
         self.query_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if qk_norm else None
         self.key_norm = nn.RMSNorm(self.head_dim, eps=1e-6) if qk_norm else None
-        self.position = None
+        self.position = rotary(self, position, self.head_dim)
         if position is not None:
-            if getattr(class_of(position), "role", None) != "rotate":
-                self.refuse(f"position={card_of(position).name}", "its regression takes positions as turned keys alone")
-            self.position = position(dim=self.head_dim)
             self.card = replace(self.card, patterns=("self", "causal"), symmetries=())
 
     def forward(
@@ -107,8 +105,7 @@ class LocalLinearAttention(TokenMixer):
 
     def _turned(self, linear: nn.Linear, norm: nn.Module | None, x: Tensor, positions: Tensor) -> Tensor:
         y = linear(x).unflatten(-1, (self.heads, self.head_dim))
-        y = y if norm is None else norm(y)
-        return y if self.position is None else self.position.rotate(y, positions)
+        return turned(y if norm is None else norm(y), self.position, positions)
 
     def _keys(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         v = self.value(x).unflatten(-1, (self.heads, self.head_dim))
