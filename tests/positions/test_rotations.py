@@ -130,7 +130,7 @@ def test_carope_is_the_papers_sum():
 
 
 def test_carope_is_refused_where_a_mixer_gives_places_alone():
-    with pytest.raises(BuildProblem, match="the mixer must hand it"):
+    with pytest.raises(BuildProblem, match="lla does not support position=carope"):
         formwright.build("tokens(dim=16, vocab=11) >> lla(heads=2, position=carope) >> lm")
 
 
