@@ -77,7 +77,7 @@ def open_source(
         source = _file(path, given, seed, cache)
     elif synthetic.is_task(written):
         _allow(f"{written} is a synthetic task, whose options stand inside its brackets", given, ())
-        source = synthetic.open_task(written, seed=seed)
+        source = synthetic.open_task(written, seed=seed, cache=cache)
     else:
         raise DataError(_missing(written, path))
     kept = str(path.resolve()) if there and written not in bundled.NAMES else written

@@ -95,6 +95,7 @@ class Source:
     notes            sentences for the user: what was filled, dropped, skipped, assumed
     padding          the token behind the end of a row (of token inputs), left out of the layout; None: rows are full
     names            of the outputs: classes, variates, target columns
+    baselines        what answers without a model score on the test part, in the metric: {"the commonest answer": 0.17}
     """
 
     name: str
@@ -114,6 +115,7 @@ class Source:
     options: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
+    baselines: dict[str, float] = field(default_factory=dict)
     padding: int | None = None
     block: int = 1
     codec: Codec | None = None

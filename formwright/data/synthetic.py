@@ -1,15 +1,18 @@
 """Synthetic tasks (tasks/) as sources: `mqar(pairs=16, length=128)`.
 
-Items are made 1000 at a time when they are asked for, and the last blocks are kept: nothing is stored, and the training
-set is still a fixed set of `examples` items, seen in epochs (shuffled by blocks and inside them).
+Items are made 1000 at a time when they are asked for, and the last blocks are kept: the training set is still a fixed
+set of `examples` items, seen in epochs (shuffled by blocks and inside them). Blocks that take longer to make than to
+read are kept in the cache folder, under the task's definition.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +21,10 @@ from torch import Tensor
 
 from formwright.data import cache as caching
 from formwright.data.source import SPLITS, DataError, Source
-from formwright.data.tasks import TASKS, options
+from formwright.data.tasks import TASKS, Task, options
 
 BLOCK = 1000
+SLOW = 0.2  # seconds of making a block from which on it is kept on disk
 _KEPT = 256 << 20  # bytes of blocks kept
 
 
@@ -56,7 +60,7 @@ def read(spec: str) -> tuple[str, dict[str, Any]]:
     return part.name, {**known, **given}
 
 
-def open_task(spec: str, *, seed: int = 0) -> Source:
+def open_task(spec: str, *, seed: int = 0, cache: str | None = None) -> Source:
     """A task's text -> a Source."""
     name, chosen = read(spec)
     task = TASKS[name](**chosen)
@@ -66,7 +70,7 @@ def open_task(spec: str, *, seed: int = 0) -> Source:
     definition = caching.digest("task", name, {k: v for k, v in chosen.items() if k not in ("examples", "tests")}, seed)
     counts = {"train": task.examples, "validation": task.tests, "test": task.tests}
     makers = dict.fromkeys(SPLITS, task.make) | ({"test": task.make_test} if task.make_test else {})
-    blocks = _blocks(makers, definition)
+    blocks = _blocks(makers, definition, cache)
     seen = blocks("train", 0)[0].shape[1:]
 
     def take(split: str, index: np.ndarray, epoch: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -81,10 +85,6 @@ def open_task(spec: str, *, seed: int = 0) -> Source:
         return torch.from_numpy(x), torch.from_numpy(y)
 
     notes = list(task.notes)
-    if task.chance is not None:
-        notes.append(f"Guessing among the possible answers is right {task.chance:.3g} of the time.")
-    if (common := _commonest(blocks("train", 0)[1], blocks("test", 0)[1])) is not None:
-        notes.append(f"Always giving the commonest answer is right {common:.3g} of the time on the test part.")
     if task.make_test:
         notes.append("The test part is harder than what was seen in training and validation: it has other lengths.")
     return Source(
@@ -102,6 +102,7 @@ def open_task(spec: str, *, seed: int = 0) -> Source:
         tokens_per_item=seen[0],
         fingerprint=caching.digest(definition, counts),
         notes=notes,
+        baselines=_baselines(task, blocks("train", 0), blocks("test", 0)),
         padding=task.padding,
         block=BLOCK,
     )
@@ -111,24 +112,40 @@ def _wide(array: np.ndarray) -> np.dtype:
     return np.dtype(np.int64 if array.dtype.kind == "i" else np.float32)
 
 
-def _commonest(seen: np.ndarray, tested: np.ndarray) -> float | None:
-    """How often the answer commonest in training is right on the test; None for answers that are no classes."""
-    if seen.dtype.kind != "i":
-        return None
-    answers = tested[tested >= 0]
-    return float((answers == np.bincount(seen[seen >= 0]).argmax()).mean())
+def _baselines(task: Task, seen: tuple, tested: tuple) -> dict[str, float]:
+    """What guessing, always giving the answer commonest in training, and the task's own baselines score on the test."""
+    scores = {} if task.chance is None else {"guessing": task.chance}
+    if seen[1].dtype.kind == "i" and task.metric == "accuracy":
+        answers = tested[1][tested[1] >= 0]
+        scores["the commonest answer"] = float((answers == np.bincount(seen[1][seen[1] >= 0]).argmax()).mean())
+    return scores | (task.baselines(*seen, *tested) if task.baselines else {})
 
 
-def _blocks(makers: dict[str, Callable], definition: str) -> Callable[[str, int], tuple]:
+def _blocks(makers: dict[str, Callable], definition: str, cache: str | None) -> Callable[[str, int], tuple]:
     """(split, number) -> that block's inputs and targets, whole numbers kept as int32."""
 
-    def build(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def make(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
         words = [int(definition[i : i + 8], 16) for i in range(0, len(definition), 8)]
         seed = np.random.SeedSequence([*words, SPLITS.index(split), number])
         # always a whole block, so that an item does not change with the number of items
         made = makers[split](np.random.Generator(np.random.PCG64(seed)), BLOCK)
         return tuple(a.astype(np.int32 if a.dtype.kind in "iu" else np.float32) for a in made)
 
+    def build(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
+        entry = caching.root(cache) / f"task-{definition}-{split}-{number}"
+        if not entry.is_dir():
+            began = time.perf_counter()
+            made = make(split, number)
+            if time.perf_counter() - began < SLOW:
+                return made
+            caching.entry(cache, entry.name, lambda folder: _write(folder, made))
+        return np.load(entry / "inputs.npy"), np.load(entry / "targets.npy")
+
     first = build("test", 0)
     size = sum(a.nbytes for a in first)
     return lru_cache(maxsize=max(4, _KEPT // size))(build)
+
+
+def _write(folder: Path, made: tuple[np.ndarray, np.ndarray]) -> None:
+    np.save(folder / "inputs.npy", made[0])
+    np.save(folder / "targets.npy", made[1])

@@ -15,7 +15,7 @@ from formwright.race.state import Race, State, note, read_state, save_state
 from formwright.train import budget as budgets
 
 MATCHES = ("params", "macs", "time")
-ABOUT = ("name", "kind", "metric", "lower_is_better", "unit", "notes", "sizes", "facts")
+ABOUT = ("name", "kind", "metric", "lower_is_better", "unit", "notes", "sizes", "facts", "baselines")
 FIGURES = ("text", "expression", "dim", "params", "macs", "error")
 
 

@@ -154,7 +154,13 @@ def notes(race: Race, table: Table) -> list[str]:
         found.append(
             f"Costs were measured on a busy machine (load {load:.1f} on {cores} cores): times may be too long."
         )
-    return [*found, *map(str, race.options.get("notes") or []), *map(str, race.source.get("notes") or [])]
+    found += map(str, race.options.get("notes") or [])
+    found += map(str, race.source.get("notes") or [])
+    baselines = race.source.get("baselines") or {}
+    if baselines:
+        beside = ", ".join(f"{name} {score:.3g}" for name, score in baselines.items())
+        found.append(f"{table.label[:1].upper() + table.label[1:]} on the test part without any model: {beside}.")
+    return found
 
 
 def command(race: Race) -> str:

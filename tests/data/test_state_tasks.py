@@ -93,7 +93,8 @@ def test_the_test_part_may_be_longer_and_the_notes_say_so():
     source = data.open("parity(lengths_seen=(2, 5), lengths_tested=(6, 9))")
     assert source.shape == (6,) and source.facts["length"] == 10
     assert [b.inputs.shape[1] for s in ("validation", "test") for b in source.evaluation(s, 8, limit=8)] == [6, 10]
-    assert any("commonest answer" in note for note in source.notes) and any("other lengths" in n for n in source.notes)
+    assert set(source.baselines) == {"guessing", "the commonest answer"} and source.baselines["guessing"] == 0.5
+    assert any("other lengths" in note for note in source.notes)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,9 @@ options, seed, split, block): any item of any split can be made alone, and is th
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +31,8 @@ class Task:
     make_test  makes the items of the test part, where they are to differ from those seen (longer ones); make's without
     padding    the token behind a row's end, where rows are of unequal length and their ends matter; None: none is
     chance     accuracy of guessing, said beside every score; None where it has no meaning
+    baselines  what answers without a model score, said likewise: (training inputs, targets, tested inputs, targets), a
+               block of items each -> a name ("the root operator alone") and its score in `metric`, each
     """
 
     make: Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
@@ -43,6 +47,7 @@ class Task:
     make_test: Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]] | None = None
     padding: int | None = None
     chance: float | None = None
+    baselines: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], dict[str, float]] | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -77,13 +82,5 @@ def draw_distinct(rng: np.random.Generator, rows: int, number: int, population: 
     return pool[:, :number].astype(np.int64)
 
 
-from formwright.data.tasks import (  # noqa: E402, F401  (each registers its task)
-    copying,
-    dyck,
-    induction,
-    listops,
-    modular_arithmetic,
-    mqar,
-    parity,
-    word_problem,
-)
+for _module in pkgutil.iter_modules(__path__):  # each registers its task
+    importlib.import_module(f"{__name__}.{_module.name}")

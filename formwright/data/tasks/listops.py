@@ -66,7 +66,25 @@ def listops(
         return lay_out(levels, rows, longest), evaluate(levels)
 
     facts = {"vocab": CLOSE + 1, "length": longest, "classes": DIGITS}
-    return Task(make, facts, head="classify", examples=examples, tests=tests, chance=1 / DIGITS, padding=0)
+    return Task(
+        make,
+        facts,
+        head="classify",
+        examples=examples,
+        tests=tests,
+        padding=0,
+        chance=1 / DIGITS,
+        baselines=root_alone,
+    )
+
+
+def root_alone(
+    inputs: np.ndarray, targets: np.ndarray, inputs_tested: np.ndarray, targets_tested: np.ndarray
+) -> dict[str, float]:
+    """The score of the answer that was commonest in training under the same root operator, or digit."""
+    commonest = np.zeros((CLOSE + 1, DIGITS), dtype=np.int64)
+    np.add.at(commonest, (inputs[:, 0], targets), 1)
+    return {"the root operator alone": float((commonest.argmax(1)[inputs_tested[:, 0]] == targets_tested).mean())}
 
 
 def draw_counts(
