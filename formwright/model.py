@@ -76,8 +76,10 @@ class Model(nn.Module):
         return self.head.loss(self(batch.inputs, batch.layout), batch.targets)
 
     def scores(self, batch: Any) -> dict[str, tuple[Tensor, int]]:
-        """The head's scores of a batch: name -> (sum, number of items)."""
-        return self.head.scores(self(batch.inputs, batch.layout), batch.targets)
+        """The head's scores of a batch, and those that the data add: name -> (sum, number of items)."""
+        outputs = self(batch.inputs, batch.layout)
+        scores, more = self.head.scores(outputs, batch.targets), getattr(batch, "score", None)
+        return scores if more is None else {**scores, **more(outputs, batch.inputs, batch.targets)}
 
     def empty(self, batch: int, capacity: int | None = None, source: Tensor | None = None) -> dict[str, Any]:
         """The state before the first token, with room for `capacity` tokens; `source` for an encoder-decoder.

@@ -39,13 +39,15 @@ class DataError(ValueError):
 
 @dataclass
 class Batch:
-    """B rows of inputs and targets (shapes: see this module); `tokens` counts the tokens read by all rows."""
+    """B rows of inputs and targets (shapes: see this module); `tokens` counts the tokens read by all rows, and `score`
+    gives scores besides the head's, from (outputs, inputs, targets)."""
 
     inputs: Tensor
     targets: Tensor
     layout: Layout | None = None
     items: int = 0
     tokens: int = 0
+    score: Callable[[Tensor, Tensor, Tensor], dict[str, tuple[Any, int]]] | None = None
 
 
 class Codec(Protocol):
@@ -96,6 +98,7 @@ class Source:
     padding          the token behind the end of a row (of token inputs), left out of the layout; None: rows are full
     names            of the outputs: classes, variates, target columns
     baselines        what answers without a model score on the test part, in the metric: {"the commonest answer": 0.17}
+    score            scores besides the head's: (outputs, inputs, targets) of a batch -> a name and (sum, number) each
     """
 
     name: str
@@ -117,6 +120,7 @@ class Source:
     names: list[str] = field(default_factory=list)
     baselines: dict[str, float] = field(default_factory=dict)
     padding: int | None = None
+    score: Callable[[Tensor, Tensor, Tensor], dict[str, tuple[Any, int]]] | None = None
     block: int = 1
     codec: Codec | None = None
     scale: Scale | None = None
@@ -150,10 +154,12 @@ class Source:
 
     def report(self, totals: dict[str, tuple[float, int]], split: str) -> dict[str, float]:
         """Summed scores (sum, number of scored things) -> means, and what follows from them: bits_per_byte for text
-        (with the split's own tokens per byte), r2 and scores in the target's own unit where there is one target."""
+        (with the split's own tokens per byte), r2 and scores in the target's own unit where there is one target. Scores
+        named with a leading "_" are there for others to follow from, and are left out."""
         self._known(split)
         means = {name: float(total) / n if n else math.nan for name, (total, n) in totals.items()}
-        return means | (self.derive(means, split) if self.derive else {})
+        means |= self.derive(means, split) if self.derive else {}
+        return {name: mean for name, mean in means.items() if not name.startswith("_")}
 
     def encode(self, text: str) -> list[int]:
         """Text -> tokens."""
@@ -191,7 +197,7 @@ class Source:
             from formwright.contract import Layout
 
             layout = Layout((inputs.shape[1],), lengths=(inputs != self.padding).sum(1))
-        return Batch(inputs, targets, layout, len(index), len(index) * self.tokens_per_item)
+        return Batch(inputs, targets, layout, len(index), len(index) * self.tokens_per_item, self.score)
 
     def _known(self, split: str) -> None:
         if split not in self.counts:

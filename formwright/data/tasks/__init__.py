@@ -14,11 +14,14 @@ import inspect
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from formwright.data.source import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass
@@ -28,11 +31,16 @@ class Task:
     make       (generator, rows) -> inputs (rows, ...), targets (rows, ...): integers, or reals
     facts      what the builder needs (vocab, length, classes, ...)
     examples   items of the training split; `tests` items of validation and of test
-    make_test  makes the items of the test part, where they are to differ from those seen (longer ones); make's without
+    make_validation  makes the items of validation and test, where others are scored than those trained on
+    make_test  makes the items of the test part, where they are to differ from those seen (longer ones)
+    ragged     True where rows end at different places: a batch is cut behind the last target of its rows
     padding    the token behind a row's end, where rows are of unequal length and their ends matter; None: none is
     chance     accuracy of guessing, said beside every score; None where it has no meaning
     baselines  what answers without a model score, said likewise: (training inputs, targets, tested inputs, targets), a
                block of items each -> a name ("the root operator alone") and its score in `metric`, each
+    score      scores besides the head's: (outputs, inputs, targets) of a batch -> a name and (sum, number) each; ready
+               ones in scoring.py
+    derive     what follows from the mean scores: all of them -> further ones
     """
 
     make: Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
@@ -44,10 +52,14 @@ class Task:
     unit: str = ""
     examples: int = 100_000
     tests: int = 3_000
+    make_validation: Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]] | None = None
     make_test: Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]] | None = None
+    ragged: bool = False
     padding: int | None = None
     chance: float | None = None
     baselines: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], dict[str, float]] | None = None
+    score: Callable[[Tensor, Tensor, Tensor], dict[str, tuple[Any, int]]] | None = None
+    derive: Callable[[dict[str, float]], dict[str, float]] | None = None
     notes: list[str] = field(default_factory=list)
 
 
