@@ -1,7 +1,8 @@
 """The laws as embeddings and heads keep them: what raw inputs become tokens, and what tokens become predictions.
 
 Raw inputs follow from the facts that a constructor asks for: vocab, image and channels, variates and input_length,
-numeric and categories. An embedding that asks for others can't be fed, and is skipped.
+numeric and categories; variates alone are the numbers of each token. An embedding that asks for others can't be fed,
+and is skipped.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ def _raw(subject: Subject, batch: int, salt: int = 0) -> Tensor:
         return subject.randn(batch, *subject.arguments["image"], subject.arguments["channels"], salt=salt)
     if "input_length" in asked:
         return subject.randn(batch, subject.arguments["input_length"], subject.arguments["variates"], salt=salt)
+    if "variates" in asked:
+        return subject.randn(batch, TOKENS, subject.arguments["variates"], salt=salt)
     if "numeric" in asked:
         numeric = subject.arguments["numeric"]
         numbers = subject.randn(batch, numeric if isinstance(numeric, int) else sum(numeric), salt=salt)

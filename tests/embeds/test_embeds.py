@@ -12,6 +12,7 @@ from formwright.embeds.columns import Columns
 from formwright.embeds.patches import Patches
 from formwright.embeds.series import Series, statistics
 from formwright.embeds.tokens import Tokens
+from formwright.embeds.vectors import Vectors
 from formwright.norms.layernorm import LayerNorm
 
 
@@ -37,6 +38,7 @@ CASES = [
     (Patches(6, channels=2, image=(4, 6, 2), size=2), torch.randn(2, 4, 6, 2, 2)),
     (Series(6, variates=3, input_length=12, patch=4), torch.randn(2, 12, 3)),
     (Series(6, variates=3, input_length=12, tokens="variate"), torch.randn(2, 12, 3)),
+    (Vectors(6, variates=4), torch.randn(2, 7, 4)),
     (Columns(6, numeric=(3,)), torch.randn(2, 3)),
     (Columns(6, numeric=1, categories=(2, 4), cls=False), torch.tensor([[0.3, 1, 3], [0.1, 0, 2]])),
     (Columns(6, numeric=0, categories=(2, 4)), torch.tensor([[1.0, 3], [0, 2]])),
@@ -67,6 +69,23 @@ def test_tokens_extend_is_forward(position):
         pieces.append(embed.extend(piece, start))
         start += piece.shape[1]
     assert torch.equal(torch.cat(pieces, 1), whole)
+
+
+@pytest.mark.parametrize("position", [None, functools.partial(Ramp, scale=0.5)])
+def test_vectors_stand_alone_and_extend_is_forward(position):
+    embed, inputs = Vectors(6, variates=3, position=position), torch.randn(2, 7, 3)
+    whole, _ = embed(inputs)
+    ramp = 0.0 if position is None else 0.5 * torch.arange(7.0)[None, :, None]
+    torch.testing.assert_close(whole, inputs @ embed.project.weight.T + embed.project.bias + ramp)
+    pieces, start = [], 0
+    for piece in inputs.split([1, 4, 2], 1):
+        pieces.append(embed.extend(piece, start))
+        start += piece.shape[1]
+    torch.testing.assert_close(torch.cat(pieces, 1), whole)
+    with pytest.raises(ValueError, match="set variates to the width"):
+        embed(torch.randn(2, 7, 4))
+    with pytest.raises(ValueError, match="at least one number"):
+        Vectors(6, variates=0)
 
 
 def test_tokens_in_packed_rows_start_at_position_zero():

@@ -14,6 +14,7 @@ from formwright.heads.lm import LM
 from formwright.heads.masked_lm import MaskedLM
 from formwright.heads.pool import Pool
 from formwright.heads.regress import Regress
+from formwright.heads.values import Values
 
 WINDOW = torch.randn(2, 12, 3)
 CASES = [
@@ -25,6 +26,7 @@ CASES = [
     (Classify(6, classes=4, pool="mean"), Layout((7,)), (2, 4)),
     (Classify(6, classes=4, causal=True), Layout((7,)), (2, 4)),
     (Regress(6, outputs=2), Layout((7,)), (2, 2)),
+    (Values(6, outputs=2), Layout((7,)), (2, 7, 2)),
     (Forecast(6, horizon=5, variates=3), Layout((7,)), (2, 5, 3)),
     (Forecast(6, horizon=5, variates=3, tokens="variate"), Layout((3,)), (2, 5, 3)),
     (Forecast(6, horizon=5, variates=3, pool="mean", normalise=False), Layout((7,)), (2, 5, 3)),
@@ -41,8 +43,8 @@ def test_shapes_and_costs(head, layout, shape):
     assert (2 * cost.macs, cost.params) == (counter.get_total_flops(), parameter_count(head))
 
 
-def test_only_lm_makes_a_stack_causal():
-    assert LM.causal
+def test_only_lm_and_values_make_a_stack_causal():
+    assert LM.causal and Values.causal
     assert not any(h.causal for h in (Classify, Regress, Forecast))
 
 

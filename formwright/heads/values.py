@@ -1,0 +1,45 @@
+"""Values head:  y_t = W x_t + b  at every token; the loss is the mean squared error where a value is asked for.
+
+What Can Transformers Learn In-Context? A Case Study of Simple Function Classes, arXiv 2208.01066, 2022.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from formwright.contract import Card, Cost, Head, Layout, parameter_count
+from formwright.heads.readout import regression_loss, regression_scores
+from formwright.parts import register
+
+
+@register
+class Values(Head):
+    """`outputs` numbers at every token: (B, N, D) -> (B, N, outputs); makes the stack causal. Targets (B, N, outputs),
+    of which NaN are not scored. Raises ValueError for outputs below 1."""
+
+    card = Card(
+        name="values",
+        kind="head",
+        summary="real numbers at every token",
+        source="What Can Transformers Learn In-Context? A Case Study of Function Classes, arXiv 2208.01066, 2022",
+    )
+    causal = True
+
+    def __init__(self, dim: int, *, outputs: int = 1):
+        super().__init__()
+        if outputs < 1:
+            raise ValueError(f"values: outputs is {outputs}, but at least one number is predicted")
+        self.dim, self.outputs = dim, outputs
+        self.project = nn.Linear(dim, outputs)
+
+    def forward(self, x: Tensor, layout: Layout, inputs: Tensor | None = None) -> Tensor:
+        return self.project(x)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return regression_loss(outputs, targets)
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, tuple[Tensor, int]]:
+        return regression_scores(outputs, targets)
+
+    def cost(self, layout: Layout, batch: int = 1) -> Cost:
+        return Cost(params=parameter_count(self), macs=batch * layout.tokens * self.project.weight.numel())
