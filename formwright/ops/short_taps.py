@@ -13,11 +13,13 @@ from torch.autograd.function import once_differentiable
 
 BLOCK = 2**16  # elements of one block
 LEAST = 32  # tokens below which one pass is no longer than the blocks' overhead
+LEAST_ROW = 2**15  # elements of a row, likewise
 
 
 def pays(x: Tensor) -> bool:
     """Whether blocks are faster than whole tensors for x (B, N, D)."""
-    return x.device.type == "cpu" and x.shape[1] >= LEAST and x.numel() > BLOCK and not torch.compiler.is_compiling()
+    long = x.shape[1] >= LEAST and x.shape[1] * x.shape[2] >= LEAST_ROW and x.numel() > BLOCK
+    return x.device.type == "cpu" and long and not torch.compiler.is_compiling()
 
 
 def short_taps(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> Tensor:

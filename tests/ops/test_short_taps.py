@@ -18,6 +18,7 @@ def inputs(batch, tokens, dim, taps, with_bias):
 @pytest.mark.parametrize(("batch", "tokens", "dim", "taps"), [(2, 67, 5, 4), (1, 33, 16, 2), (3, 32, 7, 6)])
 def test_blocks_equal_the_definition_forward_and_backward(monkeypatch, batch, tokens, dim, taps, with_bias):
     monkeypatch.setattr(short_taps, "BLOCK", 11 * dim)
+    monkeypatch.setattr(short_taps, "LEAST_ROW", 11 * dim)
     x, weight, bias, state = inputs(batch, tokens, dim, taps, with_bias)
     assert short_taps.pays(x)
     leaves = [t for t in (x, weight, bias, state) if t is not None]
@@ -45,3 +46,5 @@ def test_blocks_take_strided_gradients_and_inputs(monkeypatch):
 def test_few_tokens_and_traced_graphs_take_whole_tensors():
     assert not short_taps.pays(torch.zeros(64, short_taps.LEAST - 1, 512))
     assert not short_taps.pays(torch.zeros(1, 64, 8))
+    assert not short_taps.pays(torch.zeros(64, 32, 256))  # many rows, each soon done
+    assert short_taps.pays(torch.zeros(4, 128, 256))
