@@ -1,0 +1,128 @@
+"""Context-sensitive languages of the Chomsky hierarchy's suite, of strings (arXiv 2207.02098, 2022; see chomsky.py); of
+binary numbers they are in binary.py. A tape solves them.
+
+duplicate_string   the string twice
+missing_duplicate  a string twice, one letter hidden: which? (odd lengths end with an empty mark)
+odds_first         the first, third, fifth ... token, then the second, fourth ... (the public code has the even ones
+                   first; this is the paper's)
+bucket_sort        the string in order
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from formwright.data.tasks import Task, at_least, task
+from formwright.data.tasks.chomsky import SEEN, TESTED, by_length, one
+from formwright.data.tasks.slots import Lengths
+
+HIDDEN, EMPTY = 3, 4
+
+
+@task
+def duplicate_string(
+    *,
+    symbols: int = 2,
+    lengths_seen: Lengths = SEEN,
+    lengths_tested: Lengths = TESTED,
+    examples: int = 100_000,
+    tests: int = 3_000,
+) -> Task:
+    """Say the string of tokens 1..symbols twice. inputs, targets (rows, 3 longest)."""
+    at_least("duplicate_string", symbols=(symbols, 2))
+
+    def draw(rng: np.random.Generator, sizes: np.ndarray, longest: int):
+        string = rng.integers(1, symbols + 1, size=(len(sizes), longest))
+        return string, np.take_along_axis(string, np.arange(2 * longest) % sizes[:, None], axis=1), 2 * sizes
+
+    return by_length(
+        *("duplicate_string", draw, lengths_seen, lengths_tested),
+        vocab=symbols + 1,
+        slots=lambda longest: 2 * longest,
+        chance=1 / symbols,
+        examples=examples,
+        tests=tests,
+    )
+
+
+@task
+def missing_duplicate(
+    *, lengths_seen: Lengths = (2, 40), lengths_tested: Lengths = TESTED, examples: int = 100_000, tests: int = 3_000
+) -> Task:
+    """Say the letter (1, 2) that 3 hides. inputs, targets (rows, longest + 1)."""
+
+    def draw(rng: np.random.Generator, sizes: np.ndarray, longest: int):
+        rows, half = np.arange(len(sizes)), sizes // 2
+        string = rng.integers(1, 3, size=(len(sizes), longest // 2))
+        question = np.take_along_axis(string, np.arange(longest) % half[:, None], axis=1)
+        place = rng.integers(0, 2 * half)
+        answer = question[rows, place]
+        question[rows, place] = HIDDEN
+        odd = sizes % 2 == 1
+        question[rows[odd], sizes[odd] - 1] = EMPTY
+        return question, *one(answer)
+
+    return by_length(
+        *("missing_duplicate", draw, lengths_seen, lengths_tested),
+        vocab=5,
+        slots=lambda longest: 1,
+        chance=0.5,
+        least=2,
+        examples=examples,
+        tests=tests,
+    )
+
+
+@task
+def odds_first(
+    *,
+    symbols: int = 2,
+    lengths_seen: Lengths = SEEN,
+    lengths_tested: Lengths = TESTED,
+    examples: int = 100_000,
+    tests: int = 3_000,
+) -> Task:
+    """Say the tokens (1..symbols) at odd places, then those at even ones. inputs, targets (rows, 2 longest)."""
+    at_least("odds_first", symbols=(symbols, 2))
+
+    def draw(rng: np.random.Generator, sizes: np.ndarray, longest: int):
+        string = rng.integers(1, symbols + 1, size=(len(sizes), longest))
+        slot, odd = np.arange(longest), (sizes[:, None] + 1) // 2
+        place = np.where(slot < odd, 2 * slot, 2 * (slot - odd) + 1)
+        return string, np.take_along_axis(string, np.minimum(place, longest - 1), axis=1), sizes
+
+    return by_length(
+        *("odds_first", draw, lengths_seen, lengths_tested),
+        vocab=symbols + 1,
+        slots=lambda longest: longest,
+        chance=1 / symbols,
+        examples=examples,
+        tests=tests,
+    )
+
+
+@task
+def bucket_sort(
+    *,
+    symbols: int = 5,
+    lengths_seen: Lengths = SEEN,
+    lengths_tested: Lengths = TESTED,
+    examples: int = 100_000,
+    tests: int = 3_000,
+) -> Task:
+    """Say the tokens (1..symbols) in increasing order. inputs, targets (rows, 2 longest)."""
+    at_least("bucket_sort", symbols=(symbols, 2))
+
+    def draw(rng: np.random.Generator, sizes: np.ndarray, longest: int):
+        string = rng.integers(1, symbols + 1, size=(len(sizes), longest))
+        inside = np.arange(longest) < sizes[:, None]
+        return string, np.sort(np.where(inside, string, symbols + 1), axis=1), sizes
+
+    return by_length(
+        *("bucket_sort", draw, lengths_seen, lengths_tested),
+        vocab=symbols + 1,
+        slots=lambda longest: longest,
+        chance=1 / symbols,
+        examples=examples,
+        tests=tests,
+    )
