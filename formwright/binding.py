@@ -15,7 +15,7 @@ from formwright.lang import Expr, Part, SyntaxProblem
 
 FACTS = (
     *("causal", "length", "rank", "vocab", "classes", "outputs", "channels", "image", "variates", "horizon"),
-    *("input_length", "numeric", "categories"),
+    *("input_length", "numeric", "categories", "source_length"),
 )
 
 

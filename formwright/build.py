@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from formwright import lang, parts, zoo
+from formwright import lang, pairs, parts, zoo
 from formwright.binding import bound, check_names
 from formwright.contract import (
     ChannelMixer,
@@ -78,7 +78,7 @@ def complete(expression: str | Expr, data: Any = None, *, dim: int | None = None
     items = list(tree.items) if isinstance(tree, Chain) else [tree]
     embed, head = (data.embed, data.head) if data is not None else ("tokens", "lm")
     if _kind(items[0]) != "embed":
-        items.insert(0, Part(embed))
+        items.insert(0, lang.as_expression(embed))
     if _kind(items[-1]) != "head":
         items.append(Part(head))
     first = items[0]
@@ -87,9 +87,12 @@ def complete(expression: str | Expr, data: Any = None, *, dim: int | None = None
     return Chain(tuple(items))
 
 
-def default_stack(mixer: str | Expr, depth: int = 4) -> Expr:
-    """The stack that a bare mixer stands for: depth*(mixer + swiglu); attention with rotary positions."""
+def default_stack(mixer: str | Expr, depth: int = 4, data: Any = None) -> Expr:
+    """The stack that a bare mixer stands for: depth*(mixer + swiglu); attention with rotary positions. On data of pairs
+    (source, target) it is the encoder-decoder of pairs.py."""
     part = lang.as_expression(mixer)
+    if getattr(data, "source_shape", None) is not None:
+        return pairs.pair_stack(part, depth, parts.get(data.head).causal)
     if isinstance(part, Part) and part.name == "attention" and "position" not in part.options:
         part = part(position=Part("rope"))
     return depth * (part + Part("swiglu"))
@@ -136,9 +139,8 @@ class _Builder:
         if data is not None and parts.get(data.head).causal and not head_class.causal:
             reason = f"the head {last.name} lets tokens see those after them, and these data ask for the next one"
             self.fail(f"{reason}; end with {data.head}", last)
-        for node in lang.walk(full):
-            if data is not None and isinstance(node, Part) and getattr(parts.get(node.name), "reads_pairs", False):
-                self.fail(f"{node.name} reads pairs (source, target), and these data give single inputs", node)
+        if data is not None:
+            self.check_pairs(full, getattr(data, "source_shape", None) is not None)
         flow = {**facts, "causal": head_class.causal if causal is None else causal}
         flow["rank"] = getattr(embed, "rank", 1)
         flow["length"] = getattr(embed, "length", None) or facts.get("length", 1024)
@@ -155,6 +157,17 @@ class _Builder:
         width_text = Part(first.name, {"dim": width, **{k: v for k, v in first.options.items() if k != "dim"}})
         canonical = str(Chain((Part(width_text.name, width_text.options, first.arguments), *body, last)))
         return Model(embed, stack, norm, head, canonical, facts, causal=flow["causal"])
+
+    def check_pairs(self, tree: Expr, given: bool) -> None:
+        """Data that give pairs (source, target) want a part that reads them, and others none."""
+        readers = [n for n in lang.walk(tree) if isinstance(n, Part) and getattr(parts.get(n.name), "reads_pairs", 0)]
+        if given and not readers:
+            how = "encoder_decoder(2*(attention + swiglu), 2*(attention + cross(attention) + swiglu))"
+            self.fail(
+                f"these data give pairs (source, target), read by an encoder-decoder; write for example {how}", tree
+            )
+        for node in () if given else readers:
+            self.fail(f"{node.name} reads pairs (source, target), and these data give single inputs", node)
 
     def stage(self, tree: Expr, dim: int, flow: dict[str, Any], style: Callable) -> Wiring | None:
         """A stage of the stack: mixers and channel mixers get the residual style around them."""

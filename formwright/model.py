@@ -49,24 +49,36 @@ class Model(nn.Module):
         if causal and across:
             raise Unsupported(self.across, "causal=True", "its statistics go over tokens that come after")
 
-    def forward(self, inputs: Tensor | tuple[Tensor, Tensor], layout: Layout | None = None) -> Tensor:
+    def forward(
+        self,
+        inputs: Tensor | tuple[Tensor, Tensor],
+        layout: Layout | tuple[Layout | None, Layout | None] | None = None,
+    ) -> Tensor:
         """Raw inputs, (source, target) for an encoder-decoder -> the head's predictions. `layout` says lengths or
-        offsets of the inputs where they have some."""
-        source = None
+        offsets of the inputs where they have some; of a pair, one layout is the target's."""
+        source, source_layout = None, None
         if isinstance(inputs, (tuple, list)):
             source, inputs = inputs
-        x, layout = self.tokens(inputs, layout, source)
+        if isinstance(layout, tuple):
+            source_layout, layout = layout
+        x, layout = self.tokens(inputs, layout, source, source_layout)
         return self.head(x, layout, inputs)
 
     def tokens(
-        self, inputs: Tensor, layout: Layout | None = None, source: Tensor | None = None
+        self,
+        inputs: Tensor,
+        layout: Layout | None = None,
+        source: Tensor | None = None,
+        source_layout: Layout | None = None,
     ) -> tuple[Tensor, Layout]:
         """Raw inputs -> the stack's normalised output tokens (B, N, D) and their layout."""
-        context, context_layout = (None, None) if source is None else self.embed(source)
+        context, context_layout = (None, None) if source is None else self.embed(source, source_layout)
         x, layout = self.embed(inputs, layout)
         if not torch.compiler.is_compiling():
             layout.check(x)
-        if self.across and not layout.plain:
+            if context is not None:
+                context_layout.check(context)
+        if self.across and not (layout.plain and (context_layout is None or context_layout.plain)):
             raise Unsupported(self.across, "padded or packed tokens", "its statistics go over all tokens of a row")
         x, layout = self.stack(x, layout, context, context_layout)
         return self.norm(x), layout

@@ -91,7 +91,7 @@ def example(
     where they are named, else of `length` tokens."""
     from formwright.build import build, default_stack, is_bare_mixer
 
-    tree = default_stack(expression) if is_bare_mixer(expression) else expression
+    bare = is_bare_mixer(expression)
     published = zoo.find(expression)
     # Figures need no weights, and those of a published model may be more than memory holds.
     where = Unfilled() if published else contextlib.nullcontext()
@@ -100,9 +100,9 @@ def example(
 
         source = sources.open(data, **(options or {}))
         with where:
-            return build(tree, source), source.shape
+            return build(default_stack(expression, data=source) if bare else expression, source), source.shape
     with where:
-        model = build(tree, facts={"length": length})
+        model = build(default_stack(expression) if bare else expression, facts={"length": length})
     if published and "image" in published.facts:
         return model, (*published.facts["image"], published.facts["channels"])
     if not hasattr(model.embed, "vocab"):

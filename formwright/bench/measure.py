@@ -61,8 +61,21 @@ def counted_macs(call: Callable[[], object]) -> int:
     return counter.get_total_flops() // 2
 
 
-def example_inputs(model: nn.Module, shape: int | tuple[int, ...], batch: int = 1, seed: int = 0) -> Tensor:
-    """Inputs of that shape behind the batch: random tokens where the model has a vocabulary, else normal numbers."""
+def example_inputs(
+    model: nn.Module, shape: int | tuple[int, ...], batch: int = 1, seed: int = 0
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Inputs of that shape behind the batch: random tokens where the model has a vocabulary, else normal numbers. For
+    an encoder-decoder a pair of them, its source as long as its data's were, without data as the target."""
+    reader = next((m for m in model.modules() if getattr(m, "reads_pairs", False)), None)
+    target = _example(model, shape, batch, seed)
+    if reader is None:
+        return target
+    rest = (shape,)[1:] if isinstance(shape, int) else shape[1:]
+    length = reader.source_length or (shape if isinstance(shape, int) else shape[0])
+    return _example(model, (length, *rest), batch, seed + 1), target
+
+
+def _example(model: nn.Module, shape: int | tuple[int, ...], batch: int, seed: int) -> Tensor:
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     size = (batch, shape) if isinstance(shape, int) else (batch, *shape)
@@ -77,7 +90,7 @@ def forward_cost(
     shape: int | tuple[int, ...],
     *,
     batch: int = 1,
-    inputs: Tensor | None = None,
+    inputs: Tensor | tuple[Tensor, Tensor] | None = None,
     repeats: int = 7,
     seconds: float = 5.0,
 ) -> dict[str, Any]:
@@ -86,10 +99,11 @@ def forward_cost(
     macs and state_bytes are the model's formulas."""
     if inputs is None:
         inputs = example_inputs(model, shape, batch)
-    batch, shape = inputs.shape[0], tuple(inputs.shape[1:])
+    target = inputs[1] if isinstance(inputs, tuple) else inputs
+    batch, shape, device = target.shape[0], tuple(target.shape[1:]), target.device
     with _inference(model):
-        times = in_turn({"forward": lambda: model(inputs)}, device=inputs.device, repeats=repeats, seconds=seconds)
-        peak = peak_memory(lambda: model(inputs), inputs.device, warm_up=False)
+        times = in_turn({"forward": lambda: model(inputs)}, device=device, repeats=repeats, seconds=seconds)
+        peak = peak_memory(lambda: model(inputs), device, warm_up=False)
     cost = model.cost(shape, batch=batch)
     return _row("forward", _length(model, shape), batch, times["forward"], peak, cost.state_bytes, cost.macs)
 

@@ -12,6 +12,10 @@ Shapes of a batch, B rows:
     patches   (B, H, W, C) float32, normalised                       classify  (B,) int64
     series    (B, T, V) float32, z-scored, nothing missing           forecast  (B, horizon, V) float32, NaN if missing
     columns   (B, F) float32: z-scored numbers, then category codes  regress   (B, outputs) float32, z-scored
+    vectors   (B, N, variates) float32                               values    (B, N, outputs) float32, NaN: not scored
+
+A source of pairs gives, for an encoder-decoder, inputs (source, target): the source's rows are of `source_shape`, the
+target's of `shape`; the layout is then a pair as well.
 """
 
 from __future__ import annotations
@@ -42,9 +46,9 @@ class Batch:
     """B rows of inputs and targets (shapes: see this module); `tokens` counts the tokens read by all rows, and `score`
     gives scores besides the head's, from (outputs, inputs, targets)."""
 
-    inputs: Tensor
+    inputs: Tensor | tuple[Tensor, Tensor]
     targets: Tensor
-    layout: Layout | None = None
+    layout: Layout | tuple[Layout, Layout] | None = None
     items: int = 0
     tokens: int = 0
     score: Callable[[Tensor, Tensor, Tensor], dict[str, tuple[Any, int]]] | None = None
@@ -87,10 +91,11 @@ class Source:
     kind             "text" | "series" | "table" | "images" | "arrays" | "synthetic"
     embed, head      the parts that suit it
     facts            what the builder fills into parts (vocab, classes, variates, ...)
-    shape            the shape of one input, without the batch
+    shape            the shape of one input, without the batch; of a pair's target
+    source_shape     the shape of a pair's source; None: inputs are single
     metric           the score that ranks: a key of report(); lower_is_better and unit go with it
     counts           split -> number of items; `sizes` likewise, but tokens for text
-    tokens_per_item  tokens (text, synthetic), time steps (series), pixels or columns that one item holds
+    tokens_per_item  tokens (text, synthetic), time steps (series), pixels or columns in one item, both of a pair
     take             (split, indices, epoch numbers) -> inputs, targets
     options          open(**options) opens this source again
     fingerprint      changes when the data or the options that shape them do
@@ -120,6 +125,7 @@ class Source:
     names: list[str] = field(default_factory=list)
     baselines: dict[str, float] = field(default_factory=dict)
     padding: int | None = None
+    source_shape: tuple[int, ...] | None = None
     score: Callable[[Tensor, Tensor, Tensor], dict[str, tuple[Any, int]]] | None = None
     block: int = 1
     codec: Codec | None = None
@@ -194,10 +200,14 @@ class Source:
         inputs, targets = self.take(split, index, epoch)
         layout = None
         if self.padding is not None:
-            from formwright.contract import Layout
-
-            layout = Layout((inputs.shape[1],), lengths=(inputs != self.padding).sum(1))
+            pair = isinstance(inputs, tuple)
+            layout = tuple(map(self._padded, inputs)) if pair else self._padded(inputs)
         return Batch(inputs, targets, layout, len(index), len(index) * self.tokens_per_item, self.score)
+
+    def _padded(self, inputs: Tensor) -> Layout:
+        from formwright.contract import Layout
+
+        return Layout((inputs.shape[1],), lengths=(inputs != self.padding).sum(1))
 
     def _known(self, split: str) -> None:
         if split not in self.counts:

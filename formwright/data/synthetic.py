@@ -24,6 +24,7 @@ from formwright.data.source import SPLITS, DataError, Source
 from formwright.data.tasks import TASKS, Task, options
 
 BLOCK = 1000
+PARTS = ("source", "inputs", "targets")  # of a block; "source" where its items are pairs
 SLOW = 0.2  # seconds of making a block from which on it is kept on disk
 _KEPT = 256 << 20  # bytes of blocks kept
 
@@ -72,21 +73,20 @@ def open_task(spec: str, *, seed: int = 0, cache: str | None = None) -> Source:
     checked = task.make_validation or task.make
     makers = {"train": task.make, "validation": checked, "test": task.make_test or checked}
     blocks = _blocks(makers, definition, cache)
-    seen = blocks("train", 0)[0].shape[1:]
+    *source, seen = [part.shape[1:] for part in blocks("train", 0)[:-1]]
 
-    def take(split: str, index: np.ndarray, epoch: np.ndarray) -> tuple[Tensor, Tensor]:
+    def take(split: str, index: np.ndarray, epoch: np.ndarray) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor]:
         which, inside = np.divmod(index, BLOCK)
-        inputs, targets = blocks(split, 0)
-        x = np.empty((len(index), *inputs.shape[1:]), dtype=_wide(inputs))
-        y = np.empty((len(index), *targets.shape[1:]), dtype=_wide(targets))
+        taken = [np.empty((len(index), *part.shape[1:]), dtype=_wide(part)) for part in blocks(split, 0)]
         for block in np.unique(which).tolist():
             here = which == block
-            made_x, made_y = blocks(split, block)
-            x[here], y[here] = made_x[inside[here]], made_y[inside[here]]
+            for rows, made in zip(taken, blocks(split, block), strict=True):
+                rows[here] = made[inside[here]]
         if task.ragged:
-            end = np.flatnonzero((y >= 0).any(0))[-1] + 1
-            x, y = x[:, :end], y[:, :end]
-        return torch.from_numpy(x), torch.from_numpy(y)
+            end = np.flatnonzero((taken[-1] >= 0).any(0))[-1] + 1
+            taken[-2:] = [rows[:, :end] for rows in taken[-2:]]
+        *inputs, targets = map(torch.from_numpy, taken)
+        return tuple(inputs) if source else inputs[0], targets
 
     notes = list(task.notes)
     if task.make_test:
@@ -96,17 +96,18 @@ def open_task(spec: str, *, seed: int = 0, cache: str | None = None) -> Source:
         kind="synthetic",
         embed=task.embed,
         head=task.head,
-        facts=dict(task.facts),
+        facts={"source_length": source[0][0], **task.facts} if source else dict(task.facts),
         shape=tuple(seen),
+        source_shape=tuple(source[0]) if source else None,
         metric=task.metric,
         lower_is_better=task.lower_is_better,
         unit=task.unit,
         counts=counts,
         take=take,
-        tokens_per_item=seen[0],
+        tokens_per_item=sum(shape[0] for shape in (*source, seen)),
         fingerprint=caching.digest(definition, counts),
         notes=notes,
-        baselines=_baselines(task, blocks("train", 0), blocks("test", 0)),
+        baselines=_baselines(task, _inputs_targets(blocks("train", 0)), _inputs_targets(blocks("test", 0))),
         padding=task.padding,
         score=task.score,
         derive=task.derive and (lambda means, _: task.derive(means)),
@@ -127,14 +128,22 @@ def _baselines(task: Task, seen: tuple, tested: tuple) -> dict[str, float]:
     return scores | (task.baselines(*seen, *tested) if task.baselines else {})
 
 
+def _inputs_targets(block: tuple) -> tuple:
+    """A block's inputs, a pair where there are sources, and its targets."""
+    *inputs, targets = block
+    return tuple(inputs) if len(inputs) > 1 else inputs[0], targets
+
+
 def _blocks(makers: dict[str, Callable], definition: str, cache: str | None) -> Callable[[str, int], tuple]:
-    """(split, number) -> that block's inputs and targets, whole numbers kept as int32."""
+    """(split, number) -> that block's sources (where items are pairs), inputs and targets, whole numbers kept as
+    int32."""
 
     def make(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
         words = [int(definition[i : i + 8], 16) for i in range(0, len(definition), 8)]
         seed = np.random.SeedSequence([*words, SPLITS.index(split), number])
         # always a whole block, so that an item does not change with the number of items
-        made = makers[split](np.random.Generator(np.random.PCG64(seed)), BLOCK)
+        inputs, targets = makers[split](np.random.Generator(np.random.PCG64(seed)), BLOCK)
+        made = (*inputs, targets) if isinstance(inputs, tuple) else (inputs, targets)
         return tuple(a.astype(np.int32 if a.dtype.kind in "iu" else np.float32) for a in made)
 
     def build(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -145,13 +154,14 @@ def _blocks(makers: dict[str, Callable], definition: str, cache: str | None) -> 
             if time.perf_counter() - began < SLOW:
                 return made
             caching.entry(cache, entry.name, lambda folder: _write(folder, made))
-        return np.load(entry / "inputs.npy"), np.load(entry / "targets.npy")
+        names = [name for name in PARTS if (entry / f"{name}.npy").is_file()]
+        return tuple(np.load(entry / f"{name}.npy") for name in names)
 
     first = build("test", 0)
     size = sum(a.nbytes for a in first)
     return lru_cache(maxsize=max(4, _KEPT // size))(build)
 
 
-def _write(folder: Path, made: tuple[np.ndarray, np.ndarray]) -> None:
-    np.save(folder / "inputs.npy", made[0])
-    np.save(folder / "targets.npy", made[1])
+def _write(folder: Path, made: tuple[np.ndarray, ...]) -> None:
+    for name, array in zip(PARTS[-len(made) :], made, strict=True):
+        np.save(folder / f"{name}.npy", array)

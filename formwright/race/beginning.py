@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from formwright.race import plan, store
-from formwright.race.contenders import Entry, RaceProblem, check_words, keep_files, read_contenders
+from formwright.race.contenders import Entry, RaceProblem, check_words, keep_files, pair_notes, read_contenders
 from formwright.race.machine import accelerators, cores, describe
 from formwright.race.size import equalise, parse_size
 from formwright.race.state import Race, State, note, read_state, save_state
@@ -36,11 +36,14 @@ def begin(
     size = None if options["size"] is None else parse_size(options["size"])
     entries = read_contenders(texts, depth=depth, sized=size is not None)
     source = data.open(data_spec, **data_options)
+    if source.source_shape is not None:
+        entries = read_contenders(texts, depth=depth, sized=size is not None, data=source)
     for entry in entries:
         if not entry.error:
             check_words(entry, source)
     batch = plan.batch_size(source, batch_tokens, accelerated=device != "cpu" and accelerators() > 0)
     entries, notes = equalise(entries, source, size=size, match=options["match"])
+    notes += pair_notes(texts, source)
     workers, threads = _divide(workers, threads, device, options["seeds"] * sum(not e.error for e in entries))
     conn = store.open_store(runs / "races.sqlite")
     kept = {**options, "batch_size": batch, "depth": depth, "workers": workers, "threads": threads}

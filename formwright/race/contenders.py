@@ -17,6 +17,7 @@ from formwright import lang, parts, zoo
 from formwright.build import BuildProblem, build, complete, default_stack, is_bare_mixer
 from formwright.lang import Chain, Expr, Part
 from formwright.model import Model
+from formwright.pairs import replaced
 from formwright.unfilled import Unfilled
 
 SHORT = 40  # a text up to so many characters is its contender's name
@@ -46,9 +47,9 @@ class Entry:
     published: int | None = None
 
 
-def read_contenders(texts: list[str], *, depth: int = 4, sized: bool = False) -> list[Entry]:
+def read_contenders(texts: list[str], *, depth: int = 4, sized: bool = False, data: Any = None) -> list[Entry]:
     """Texts -> contenders with names and folders of their own. Where a race is `sized`, zoo entries give up the width
-    that they were published with.
+    that they were published with. What a bare mixer stands for depends on whether the `data` give pairs.
 
     Raises SyntaxProblem, FileNotFoundError, UnknownPart or ValueError for a text that is wrong on any data, RaceProblem
     for an empty list."""
@@ -66,11 +67,20 @@ def read_contenders(texts: list[str], *, depth: int = 4, sized: bool = False) ->
                 error = f"its part is called {name!r}, as that of another file in this race: give its card another name"
                 parts.load(first)
         name = _name(str(text), tree, files)
-        stack = default_stack(tree, depth) if is_bare_mixer(tree) else tree
+        stack = default_stack(tree, depth, data) if is_bare_mixer(tree) else tree
         published = tree.items[0].options.get("dim") if sized and zoo.find(text) else None
         stack = _any_width(tree) if published else stack
         entries.append(Entry(name, str(text), stack, files, error=error, published=published))
     return _distinct(entries)
+
+
+def pair_notes(texts: list[str], source: Any) -> list[str]:
+    """Sentences on places of an encoder-decoder that attention takes for a bare mixer."""
+    if source.source_shape is None:
+        return []
+    causal = parts.get(source.head).causal
+    trees = [lang.as_expression(text) for text in dict.fromkeys(texts)]
+    return [note for tree in trees if is_bare_mixer(tree) and (note := replaced(tree, causal))]
 
 
 def keep_files(entries: list[Entry], folder: Path) -> list[Entry]:

@@ -16,14 +16,15 @@ def measure_costs(model: Any, source: Any, *, seconds: float) -> dict[str, Any]:
 
     Texts are measured at batch 1 and lengths 128, 256, ...; other data at their own size, at batches 1 and 32."""
     from formwright.bench.measure import decode_cost, forward_cost
+    from formwright.train.device import move
 
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
-    if len(source.shape) != 1 or not source.facts.get("vocab"):
+    if len(source.shape) != 1 or not source.facts.get("vocab") or source.source_shape is not None:
         for batch in BATCHES:
-            inputs = source.batch("train", 0, batch).inputs
-            rows.append(forward_cost(model, source.shape, inputs=inputs.to(_device(model)), seconds=seconds / 4))
+            inputs = move(source.batch("train", 0, batch), _device(model)).inputs
+            rows.append(forward_cost(model, source.shape, inputs=inputs, seconds=seconds / 4))
         return {"rows": rows, "notes": notes}
     decodes = model.causal
     for number, length in enumerate(LENGTHS):

@@ -83,10 +83,21 @@ def move(batch: Any, device: torch.device) -> Any:
     def to(tree: Any) -> Any:
         return _pytree.tree_map(lambda t: t.to(device, non_blocking=True) if isinstance(t, Tensor) else t, tree)
 
-    layout = batch.layout
-    if layout is not None:
-        layout = replace(layout, lengths=to(layout.lengths), offsets=to(layout.offsets), coords=to(layout.coords))
-    return replace(batch, inputs=to(batch.inputs), targets=to(batch.targets), layout=layout)
+    layouts = [
+        layout and replace(layout, lengths=to(layout.lengths), offsets=to(layout.offsets), coords=to(layout.coords))
+        for layout in _layouts(batch)
+    ]
+    return replace(batch, inputs=to(batch.inputs), targets=to(batch.targets), layout=_as_in(batch, layouts))
+
+
+def _layouts(batch: Any) -> tuple:
+    """The layouts of a pair's source and target, or of the single inputs."""
+    return batch.layout if isinstance(batch.layout, tuple) else (batch.layout,)
+
+
+def _as_in(batch: Any, layouts: list) -> Any:
+    """The layouts as the batch holds them, a pair or one alone."""
+    return tuple(layouts) if isinstance(batch.layout, tuple) else layouts[0]
 
 
 def shard(batch: Any, ranks: Ranks) -> Any | None:
@@ -97,23 +108,28 @@ def shard(batch: Any, ranks: Ranks) -> Any | None:
         return batch
     rows = _pytree.tree_leaves(batch.inputs)[0].shape[0]
     first, last = (rows * r // ranks.world for r in (ranks.rank, ranks.rank + 1))
-    layout = batch.layout
-    if layout is not None and layout.offsets is not None:
+    layouts = _layouts(batch)
+    if any(layout is not None and layout.offsets is not None for layout in layouts):
         raise ValueError(
             f"a packed batch is one row and cannot be split among {ranks.world} processes: train in one process"
         )
     if first == last:
         return None
-    if layout is not None:
-        coords = layout.coords
-        layout = replace(
-            layout,
-            lengths=None if layout.lengths is None else layout.lengths[first:last],
-            coords=coords if coords is None or coords.shape[0] != rows else coords[first:last],
-        )
+    layouts = [layout and _rows(layout, first, last, rows) for layout in layouts]
     inputs, targets = (_pytree.tree_map(lambda t: t[first:last], tree) for tree in (batch.inputs, batch.targets))
     tokens = batch.tokens * (last - first) // rows
+    layout = _as_in(batch, layouts)
     return replace(batch, inputs=inputs, targets=targets, layout=layout, items=last - first, tokens=tokens)
+
+
+def _rows(layout: Any, first: int, last: int, rows: int) -> Any:
+    """The layout of some of the rows."""
+    coords = layout.coords
+    return replace(
+        layout,
+        lengths=None if layout.lengths is None else layout.lengths[first:last],
+        coords=coords if coords is None or coords.shape[0] != rows else coords[first:last],
+    )
 
 
 def scored(batch: Any) -> int:

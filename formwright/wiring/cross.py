@@ -27,7 +27,7 @@ class Cross(Wiring):
     stacks = ("mixer",)
     branch = True
 
-    def __init__(self, dim: int, mixer: Wiring, *, causal: bool = False):
+    def __init__(self, dim: int, mixer: Wiring, *, causal: bool = False, source_length: int | None = None):
         super().__init__()
         if not isinstance(mixer, Plain) or not isinstance(mixer.part, TokenMixer):
             raise ValueError("cross: it takes one token mixer, for example cross(attention)")
@@ -37,6 +37,7 @@ class Cross(Wiring):
             have = ", ".join(card.patterns) or "none"
             raise Unsupported(card.name, "cross", f"it has no {pattern} pattern; its patterns: {have}")
         self.dim = self.dim_out = dim
+        self.source_length = source_length
         self.mixer = Plain(mixer.part, dim, cross=True)
 
     def forward(
@@ -56,9 +57,10 @@ class Cross(Wiring):
         return [("cross", self.mixer, layout)]
 
     def cost(self, layout: Layout, batch: int = 1) -> Cost:
-        """The source's length is known only at run time; here it is as long as the target. What is kept of it between
+        """Of a source of `source_length` tokens, without it of one as long as the target. What is kept of it between
         steps is the encoder-decoder's state, not this part's."""
         part = self.mixer.part
         takes_context = "context_layout" in inspect.signature(part.cost).parameters
-        whole = part.cost(layout, batch, layout) if takes_context else part.cost(layout, batch)
+        source = Layout((self.source_length,)) if self.source_length else layout
+        whole = part.cost(layout, batch, source) if takes_context else part.cost(layout, batch)
         return replace(whole, state_bytes=0)

@@ -4,6 +4,7 @@ read its output.
     memory = norm(source(s)),   y = target(x, memory)
 
 Vaswani et al., Attention Is All You Need, 1706.03762, 2017. The model's inputs are a pair (source, target).
+source_length, the tokens of a source, is told by the data: costs and parts with a matrix over tokens go by it.
 """
 
 from __future__ import annotations
@@ -30,14 +31,17 @@ class EncoderDecoder(Wiring):
 
     @classmethod
     def inside(cls, stack: str, flow: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-        return {**flow, "causal": False} if stack == "source" else flow
+        if stack == "target":
+            return flow
+        tokens = options.get("source_length") or flow.get("source_length") or flow["length"]
+        return {**flow, "causal": False, "length": tokens}
 
-    def __init__(self, dim: int, source: Wiring, target: Wiring):
+    def __init__(self, dim: int, source: Wiring, target: Wiring, *, source_length: int | None = None):
         super().__init__()
         if source.dim_out != dim or target.dim_out != dim:
             raise ValueError("encoder_decoder: source and target must keep the width they are given")
         self.dim = self.dim_out = dim
-        self.source, self.target = source, target
+        self.source, self.target, self.source_length = source, target, source_length
         self.norm = norm_after(source)
         self.normed = target.normed
 
@@ -67,13 +71,19 @@ class EncoderDecoder(Wiring):
         return y, {"target": target, "memory": memory, "layout": layout}
 
     def inner(self, layout: Layout) -> list[tuple[str, nn.Module, Layout]]:
-        return [("source", self.source, layout), ("target", self.target, layout)]
+        return [("source", self.source, self.place(layout)), ("target", self.target, layout)]
+
+    def place(self, layout: Layout) -> Layout:
+        """The layout of a source beside a target of this one."""
+        return Layout((self.source_length,)) if self.source_length else layout
 
     def cost(self, layout: Layout, batch: int = 1) -> Cost:
-        """Of a target of this layout and a source as long; the state is the target's, with the memory."""
-        source, target = self.source.cost(layout, batch), self.target.cost(layout, batch)
+        """Of a target of this layout and a source of `source_length` tokens, without it as long as the target; the
+        state is the target's, with the memory."""
+        place = self.place(layout)
+        source, target = self.source.cost(place, batch), self.target.cost(layout, batch)
         size = next(self.parameters()).element_size()
-        memory = batch * self.source.after(layout).tokens * self.dim * size
+        memory = batch * self.source.after(place).tokens * self.dim * size
         return Cost(
             parameter_count(self),
             source.macs + target.macs,

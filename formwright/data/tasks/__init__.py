@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 class Task:
     """What a synthetic task is.
 
-    make       (generator, rows) -> inputs (rows, ...), targets (rows, ...): integers, or reals
+    make       (generator, rows) -> inputs (rows, ...), targets (rows, ...): integers, or reals; for an encoder-decoder
+               the inputs are a pair (source, target), each (rows, ...), and need not be of one length
     facts      what the builder needs (vocab, length, classes, ...)
     examples   items of the training split; `tests` items of validation and of test
     make_validation  makes the items of validation and test, where others are scored than those trained on
