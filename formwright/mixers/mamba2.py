@@ -7,7 +7,9 @@
 x has heads of head_dim; B and C have `groups` groups, shared by the heads of a group, of state_dim channels each. With
 gated_norm=False the last line is W_out (y * silu(z)), as in Falcon-H1, arXiv 2507.22448, 2025; with norm_before_gate it
 is W_out (rmsnorm(y) * silu(z)). With least_step dt is max(softplus(dt + b), least_step), as in Zamba2's code, arXiv
-2411.15242, 2024, where it is 0.001; with initial_state S_0 is a parameter instead of 0.
+2411.15242, 2024, where it is 0.001; with initial_state S_0 is a parameter instead of 0. With negative_eigenvalues the
+decay a = exp(-exp(A_log) dt_t) becomes 2 a - 1, in -1 .. 1, so that a state may change its sign with every token:
+Unlocking State-Tracking in Linear RNNs Through Negative Eigenvalues, arXiv 2411.12537, 2024.
 Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State Space Duality,
 arXiv 2405.21060, 2024.
 """
@@ -43,6 +45,23 @@ def step_and_decay(dt: Tensor, a_log: Tensor, dt_bias: Tensor, least: float = 0.
     step = F.softplus(dt.to(wide) + dt_bias.to(wide))
     step = step.clamp(min=least) if least else step
     return step, -a_log.to(wide).exp() * step
+
+
+def signed_decay(log_decay: Tensor, offsets: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """log_decay (B,N,H) of a -> that of |2 a - 1|, the product P_t of the signs of 2 a - 1 up to each token of its own
+    sequence (B,N,H), and P over each whole sequence (rows or S, H).
+
+    S_t = s_t |d_t| S_{t-1} + k_t v_t^T is P_t times the recurrence of |d_t| and P_t k_t, for P_t^2 = 1."""
+    decay = 2 * log_decay.exp() - 1
+    signs = torch.where(decay < 0, -1.0, 1.0).to(decay.dtype).cumprod(1)
+    log_decay = decay.abs().clamp(min=1e-6).log()
+    if offsets is None:
+        return log_decay, signs, signs[:, -1]
+    before = F.pad(signs[0], (0, 0, 1, 0), value=1.0)
+    bounds = offsets.to(signs.device)
+    steps = torch.arange(signs.shape[1], device=signs.device)
+    begins = bounds[torch.bucketize(steps, bounds[1:], right=True)]
+    return log_decay, signs * before[begins], before[bounds[1:]] * before[bounds[:-1]]
 
 
 def to_heads(shared: Tensor, heads: int) -> Tensor:
@@ -81,6 +100,7 @@ class Mamba2(TokenMixer):
         norm_before_gate: bool = False,
         least_step: float = 0.0,
         bias: bool = False,
+        negative_eigenvalues: bool = False,
         initial_state: bool = False,
         eps: float = 1e-5,
     ):
@@ -97,6 +117,7 @@ class Mamba2(TokenMixer):
         if least_step < 0:
             raise ValueError(f"mamba2: least_step is {least_step}, but steps are never below 0; make it at least 0")
         self.norm_before_gate, self.least_step = norm_before_gate, least_step
+        self.negative_eigenvalues = negative_eigenvalues
         self.state_dim, self.groups, self.short, self.eps = state_dim, groups, short, eps
         self.inner = self.heads * self.head_dim
         self.convolved = self.inner + 2 * groups * state_dim
@@ -121,6 +142,10 @@ class Mamba2(TokenMixer):
         x = x.unflatten(-1, (self.heads, self.head_dim))
         b, c = (to_heads(t.unflatten(-1, (self.groups, -1)), self.heads) for t in (b, c))
         step, log_decay = step_and_decay(dt, self.a_log, self.dt_bias, self.least_step)
+        signs = None
+        if self.negative_eigenvalues:
+            log_decay, signs, last_signs = signed_decay(log_decay, offsets)
+            b, c = (t * signs[..., None].to(t.dtype) for t in (b, c))
         y, state = linear_recurrence(
             c,
             b,
@@ -130,6 +155,8 @@ class Mamba2(TokenMixer):
             offsets=offsets,
             backend=self.backend,
         )
+        if signs is not None:
+            state = state * last_signs[..., None, None].to(state.dtype)
         y, gate = (y + self.skip[:, None] * x).flatten(2), F.silu(z)
         y = self._normed(y) * gate if self.norm_before_gate else self._normed(y * gate)
         return self.out(y), (last, state)
