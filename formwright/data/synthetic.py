@@ -90,7 +90,7 @@ def open_task(spec: str, *, seed: int = 0, cache: str | None = None) -> Source:
 
     notes = list(task.notes)
     if task.make_test:
-        notes.append("The test part is harder than what was seen in training and validation: it has other lengths.")
+        notes.append(f"The test part is harder than what was seen in training and validation: {task.harder}.")
     return Source(
         name=f"{name}({changed})" if changed else name,
         kind="synthetic",
