@@ -80,7 +80,7 @@ def _example(model: nn.Module, shape: int | tuple[int, ...], batch: int, seed: i
     generator = torch.Generator().manual_seed(seed)
     size = (batch, shape) if isinstance(shape, int) else (batch, *shape)
     vocab = model.facts.get("vocab")
-    if vocab and hasattr(model.embed, "vocab"):  # a vocabulary may be the answers' alone
+    if vocab and len(size) == 2:  # where tokens are vectors, the vocabulary is the answers' alone
         return torch.randint(vocab, size, generator=generator).to(device)
     return torch.randn(size, generator=generator).to(device)
 
