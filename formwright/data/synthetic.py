@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from formwright.data import cache as caching
-from formwright.data.source import SPLITS, DataError, Source
+from formwright.data.source import SPLITS, DataError, Scale, Source
 from formwright.data.tasks import TASKS, Task, options
 
 BLOCK = 1000
@@ -67,6 +67,9 @@ def open_task(spec: str, *, seed: int = 0, cache: str | None = None) -> Source:
     task = TASKS[name](**chosen)
     defaults = options(name)
     changed = ", ".join(f"{k}={v!r}" for k, v in chosen.items() if v != defaults[k])
+    called = f"{name}({changed})" if changed else name
+    if not isinstance(task, Task):
+        return task(called, seed, cache)
     # the number of items made is no part of what an item is
     definition = caching.digest("task", name, {k: v for k, v in chosen.items() if k not in ("examples", "tests")}, seed)
     counts = {"train": task.examples, "validation": task.tests, "test": task.tests}
@@ -85,6 +88,9 @@ def open_task(spec: str, *, seed: int = 0, cache: str | None = None) -> Source:
         if task.ragged:
             end = np.flatnonzero((taken[-1] >= 0).any(0))[-1] + 1
             taken[-2:] = [rows[:, :end] for rows in taken[-2:]]
+        if task.pixels:
+            mean, deviation = task.pixels
+            taken[0] = (taken[0].astype(np.float32) - np.float32(mean)) / np.float32(deviation)
         *inputs, targets = map(torch.from_numpy, taken)
         return tuple(inputs) if source else inputs[0], targets
 
@@ -92,7 +98,7 @@ def open_task(spec: str, *, seed: int = 0, cache: str | None = None) -> Source:
     if task.make_test:
         notes.append(f"The test part is harder than what was seen in training and validation: {task.harder}.")
     return Source(
-        name=f"{name}({changed})" if changed else name,
+        name=called,
         kind="synthetic",
         embed=task.embed,
         head=task.head,
@@ -109,6 +115,7 @@ def open_task(spec: str, *, seed: int = 0, cache: str | None = None) -> Source:
         notes=notes,
         baselines=_baselines(task, _inputs_targets(blocks("train", 0)), _inputs_targets(blocks("test", 0))),
         padding=task.padding,
+        scale=Scale(*np.array(task.pixels)[:, None]) if task.pixels else None,
         score=task.score,
         derive=task.derive and (lambda means, _: task.derive(means)),
         block=BLOCK,
@@ -116,7 +123,7 @@ def open_task(spec: str, *, seed: int = 0, cache: str | None = None) -> Source:
 
 
 def _wide(array: np.ndarray) -> np.dtype:
-    return np.dtype(np.int64 if array.dtype.kind == "i" else np.float32)
+    return np.dtype(np.int64 if array.dtype.kind in "iu" else np.float32)
 
 
 def _baselines(task: Task, seen: tuple, tested: tuple) -> dict[str, float]:
@@ -135,8 +142,8 @@ def _inputs_targets(block: tuple) -> tuple:
 
 
 def _blocks(makers: dict[str, Callable], definition: str, cache: str | None) -> Callable[[str, int], tuple]:
-    """(split, number) -> that block's sources (where items are pairs), inputs and targets, whole numbers kept as
-    int32."""
+    """(split, number) -> that block's sources (where items are pairs), inputs and targets, bytes kept as such, other
+    whole numbers as int32."""
 
     def make(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
         words = [int(definition[i : i + 8], 16) for i in range(0, len(definition), 8)]
@@ -144,7 +151,7 @@ def _blocks(makers: dict[str, Callable], definition: str, cache: str | None) -> 
         # always a whole block, so that an item does not change with the number of items
         inputs, targets = makers[split](np.random.Generator(np.random.PCG64(seed)), BLOCK)
         made = (*inputs, targets) if isinstance(inputs, tuple) else (inputs, targets)
-        return tuple(a.astype(np.int32 if a.dtype.kind in "iu" else np.float32) for a in made)
+        return tuple(a.astype(_stored(a)) for a in made)
 
     def build(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
         entry = caching.root(cache) / f"task-{definition}-{split}-{number}"
@@ -160,6 +167,11 @@ def _blocks(makers: dict[str, Callable], definition: str, cache: str | None) -> 
     first = build("test", 0)
     size = sum(a.nbytes for a in first)
     return lru_cache(maxsize=max(4, _KEPT // size))(build)
+
+
+def _stored(array: np.ndarray) -> np.dtype:
+    whole = np.uint8 if array.dtype == np.uint8 else np.int32
+    return np.dtype(whole if array.dtype.kind in "iu" else np.float32)
 
 
 def _write(folder: Path, made: tuple[np.ndarray, ...]) -> None:

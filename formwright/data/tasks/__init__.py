@@ -4,7 +4,8 @@
     def mytask(*, length: int = 64, vocab: int = 16) -> Task: ...
 
 makes `--data "mytask(length=128)"` work. Items are made in blocks, each from its own random stream named by (task and
-options, seed, split, block): any item of any split can be made alone, and is the same on every machine.
+options, seed, split, block): any item of any split can be made alone, and is the same on every machine. A task whose
+items are read instead, from a folder or from what is bundled, makes an Opener: (name, seed, cache) -> Source.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from formwright.data.source import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from formwright.data.source import Source
+
 
 @dataclass
 class Task:
@@ -40,6 +43,7 @@ class Task:
     chance     accuracy of guessing, said beside every score; None where it has no meaning
     baselines  what answers without a model score, said likewise: (training inputs, targets, tested inputs, targets), a
                block of items each -> a name ("the root operator alone") and its score in `metric`, each
+    pixels     where inputs are pictures of bytes (uint8): their mean and deviation, by which a batch is z-scored
     score      scores besides the head's: (outputs, inputs, targets) of a batch -> a name and (sum, number) each; ready
                ones in scoring.py
     derive     what follows from the mean scores: all of them -> further ones
@@ -61,15 +65,17 @@ class Task:
     padding: int | None = None
     chance: float | None = None
     baselines: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], dict[str, float]] | None = None
+    pixels: tuple[float, float] | None = None
     score: Callable[[Tensor, Tensor, Tensor], dict[str, tuple[Any, int]]] | None = None
     derive: Callable[[dict[str, float]], dict[str, float]] | None = None
     notes: list[str] = field(default_factory=list)
 
 
-TASKS: dict[str, Callable[..., Task]] = {}
+Opener = Callable[[str, int, str | None], "Source"]
+TASKS: dict[str, Callable[..., Task | Opener]] = {}
 
 
-def task(function: Callable[..., Task]) -> Callable[..., Task]:
+def task(function: Callable[..., Task | Opener]) -> Callable[..., Task | Opener]:
     """Register a task by its function's name; its keyword arguments are its options."""
     TASKS[function.__name__] = function
     return function
