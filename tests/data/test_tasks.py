@@ -133,7 +133,7 @@ CHECKSUMS = {
         ("copying(length=20)", "at least 33"),
         ("copying(selective=3)", "True or False"),
         ("induction(length=2)", "at least 3"),
-        ("nothing(at=1)", "the tasks are"),
+        ("xyz(at=1)", "the tasks are"),
         ("mqar(pairs=", "can't be read"),
         ("mqar(pairs=(1,)", "can't be read"),
         ("mqar(pairs==3)", "can't be read"),

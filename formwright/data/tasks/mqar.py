@@ -9,6 +9,8 @@ query. Every other place holds 0, or (filler="random") a uniform token.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from formwright.data.source import DataError
@@ -27,15 +29,25 @@ def mqar(
     tests: int = 3_000,
 ) -> Task:
     """Recall the value of each of `pairs` keys. inputs, targets (rows, length); -100 where nothing is asked."""
-    at_least("mqar", pairs=(pairs, 1), length=(length, 4), vocab=(vocab, 4), examples=(examples, 1), tests=(tests, 1))
+    at_least("mqar", examples=(examples, 1), tests=(tests, 1))
+    make = recall_maker("mqar", pairs, length, vocab, power, filler)
+    facts = {"vocab": vocab, "length": length}
+    return Task(make, facts, examples=examples, tests=tests, chance=1 / pairs)
+
+
+def recall_maker(
+    name: str, pairs: int, length: int, vocab: int, power: float, filler: str
+) -> Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]:
+    """What makes rows of `pairs` pairs. Raises DataError, in the name of the task `name`, where they don't fit."""
+    at_least(name, pairs=(pairs, 1), length=(length, 4), vocab=(vocab, 4))
     if filler not in ("zeros", "random"):
-        raise DataError(f"mqar: filler is 'zeros' or 'random', not {filler!r}")
+        raise DataError(f"{name}: filler is 'zeros' or 'random', not {filler!r}")
     if length % 2 or 4 * pairs > length:
         raise DataError(
-            f"mqar: {pairs} pairs and their queries need an even length of at least {4 * pairs}, but length={length}"
+            f"{name}: {pairs} pairs and their queries need an even length of at least {4 * pairs}, but length={length}"
         )
     if vocab % 2 or vocab // 2 - 1 < pairs:
-        raise DataError(f"mqar: {pairs} pairs need an even vocab of at least {2 * pairs + 2}, but vocab={vocab}")
+        raise DataError(f"{name}: {pairs} pairs need an even vocab of at least {2 * pairs + 2}, but vocab={vocab}")
     half, context, space = vocab // 2, 2 * pairs, (length - 2 * pairs) // 2
     weight = np.arange(1, space + 1, dtype=np.float64) ** (power - 1)
 
@@ -54,5 +66,4 @@ def mqar(
             inputs = np.where(inputs == 0, rng.integers(0, vocab, size=inputs.shape), inputs)
         return inputs, targets
 
-    facts = {"vocab": vocab, "length": length}
-    return Task(make, facts, examples=examples, tests=tests, chance=1 / pairs)
+    return make
