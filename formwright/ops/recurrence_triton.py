@@ -1,4 +1,5 @@
-"""The chunked form of ops.linear_recurrence on CUDA: launches recurrence_triton_kernels.py, forward and backward.
+"""The chunked form of ops.linear_recurrence on CUDA: launches recurrence_triton_kernels.py and
+recurrence_triton_backward.py.
 
 Same equations and chunks as recurrence_chunked.py. Sums are float32; float32 inputs are multiplied as three TF32
 products (close to float32), half precisions as one (their values are exact in TF32, scores and states are rounded to 11
@@ -16,19 +17,27 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LARGEST = 256
+CHUNK, LARGEST = 64, 256
+NONE, SCALAR, DIAGONAL = 0, 1, 2
 # KiB of shared memory that the largest kernel takes, K and V up to 128 and up to LARGEST, as compiled for sm_89.
 SHARED, SHARED_WIDE = 99, 160
 INSTALLED = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def refusal(device: torch.device, dtype: torch.dtype, key: int, value: int, form: str = "auto") -> str | None:
-    """Why the kernels can't compute this, as the end of a sentence; None where they can."""
+def missing(device: torch.device) -> str | None:
+    """Why no kernel runs on a device, as the end of a sentence; None where they do."""
     if not INSTALLED:
         return "the package triton is not installed (pip install triton)"
     if device.type != "cuda" and not (device.type == "cpu" and INTERPRETED):
         return f"the tensors are on {device.type!r}, and the kernels need CUDA"
+    return None
+
+
+def refusal(device: torch.device, dtype: torch.dtype, key: int, value: int, form: str = "auto") -> str | None:
+    """Why the kernels can't compute this, as the end of a sentence; None where they can."""
+    if reason := missing(device):
+        return reason
     if device.type == "cuda" and torch.cuda.is_available():
         room = torch.cuda.get_device_properties(device).shared_memory_per_block_optin >> 10
         need = SHARED if max(key, value) <= 128 else SHARED_WIDE
@@ -63,12 +72,11 @@ def _table(
     rows: int, tokens: int, bounds: list[tuple[int, int]] | None, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """bounds (S+1,), the number of each sequence's first chunk (S+1,), and each chunk's sequence."""
-    chunk = _kernels().CHUNK
     if bounds is None:
-        count = _tiles(tokens, chunk)
+        count = _tiles(tokens, CHUNK)
         steps = torch.arange(rows + 1, device=device)
         return steps * tokens, steps * count, torch.arange(rows * count, device=device) // count
-    counts = [_tiles(stop - start, chunk) for start, stop in bounds]
+    counts = [_tiles(stop - start, CHUNK) for start, stop in bounds]
     lists = (
         [0, *(stop for _, stop in bounds)],
         [0, *itertools.accumulate(counts)],
@@ -77,24 +85,16 @@ def _table(
     return tuple(torch.tensor(numbers, device=device) for numbers in lists)
 
 
-def _kernels():
-    # Imported where it is needed: triton is optional.
-    from formwright.ops import recurrence_triton_kernels
-
-    return recurrence_triton_kernels
-
-
 def _plan(q: Tensor, v: Tensor, log_decay: Tensor | None, delta: bool) -> tuple[dict, dict, int, str]:
     """Options of the tile kernels, those of the walks, the kind of decay, the precision of products near float32."""
-    kernels = _kernels()
     key, value = q.shape[3], v.shape[3]
-    decay = kernels.NONE if log_decay is None else kernels.SCALAR if log_decay.ndim == 3 else kernels.DIAGONAL
+    decay = NONE if log_decay is None else SCALAR if log_decay.ndim == 3 else DIAGONAL
     exact = "tf32x3"
     precision = exact if q.dtype == torch.float32 else "tf32"
-    fixed = {"K": key, "V": value, "C": kernels.CHUNK, "DECAY": decay, "P": precision}
+    fixed = {"K": key, "V": value, "C": CHUNK, "DECAY": decay, "P": precision}
     # What a program holds must fit registers and shared memory: more warps share it, a walk loads one chunk at a time.
     tile = fixed | {
-        "BK": _tile(key, 32 if delta or decay == kernels.DIAGONAL else 64),
+        "BK": _tile(key, 32 if delta or decay == DIAGONAL else 64),
         "BV": _tile(value, 32 if delta else 64),
         "num_warps": 8,
         "num_stages": 2,
@@ -104,9 +104,14 @@ def _plan(q: Tensor, v: Tensor, log_decay: Tensor | None, delta: bool) -> tuple[
     return tile, walk, decay, exact
 
 
+def power_of_two(width: int, least: int, largest: int) -> int:
+    """The least power of two that covers width, kept between least and largest."""
+    return min(max(least, 1 << (width - 1).bit_length()), largest)
+
+
 def _tile(width: int, largest: int) -> int:
-    """A power of two that covers width, from 16 (the least a product takes) to largest."""
-    return min(max(16, 1 << (width - 1).bit_length()), largest)
+    # A product takes 16 rows and columns at least.
+    return power_of_two(width, 16, largest)
 
 
 def _tiles(width: int, tile: int) -> int:
@@ -131,9 +136,10 @@ class _TritonRecurrence(torch.autograd.Function):
 
 def _stored_scores(x: Tensor, k: Tensor, log_decay: Tensor | None, table: tuple, tile: dict) -> Tensor | None:
     """Scores of each chunk under a diagonal decay (chunks * H, C, C); the kernels make the others as they go."""
-    kernels = _kernels()
-    if tile["DECAY"] != kernels.DIAGONAL:
+    if tile["DECAY"] != DIAGONAL:
         return None
+    from formwright.ops import recurrence_triton_kernels as kernels
+
     heads = x.shape[2]
     programs, chunk = table[2].shape[0] * heads, tile["C"]
     out = torch.empty(programs, chunk, chunk, dtype=torch.float32, device=x.device)
@@ -143,7 +149,8 @@ def _stored_scores(x: Tensor, k: Tensor, log_decay: Tensor | None, table: tuple,
 
 
 def _forward(q, k, v, log_decay, beta, state, scale, table):
-    kernels = _kernels()
+    from formwright.ops import recurrence_triton_kernels as kernels  # here, for triton is optional
+
     tile, walk, _, exact = _plan(q, v, log_decay, beta is not None)
     heads, key, value = *q.shape[2:], v.shape[3]
     programs, float32 = table[2].shape[0] * heads, {"dtype": torch.float32, "device": q.device}
@@ -165,7 +172,8 @@ def _forward(q, k, v, log_decay, beta, state, scale, table):
 
 
 def _backward(q, k, v, log_decay, beta, state, scale, table, kept, d_o, d_final):
-    kernels = _kernels()
+    from formwright.ops import recurrence_triton_backward as kernels
+
     states, u, w, inverse = kept
     tile, walk, decay, _ = _plan(q, v, log_decay, beta is not None)
     heads, key, value = *q.shape[2:], v.shape[3]
@@ -193,12 +201,12 @@ def _backward(q, k, v, log_decay, beta, state, scale, table, kept, d_o, d_final)
     kernels.scores_backward[(programs,)](*products, *table, heads, scale, DELTA=delta, **tile)
     grid = (programs, _tiles(key, tile["BK"]))
     d_decay = None
-    if decay == kernels.SCALAR:
+    if decay == SCALAR:
         d_decay = torch.empty(grid[1], tokens, heads, **float32)
-    elif decay == kernels.DIAGONAL:
+    elif decay == DIAGONAL:
         d_decay = torch.empty_like(log_decay)
     reads = (q, k, u, log_decay, states, d_states, d_o, d_v, d_queried, d_keyed, d_q, d_k, d_decay)
     kernels.read_backward[grid](*reads, *table, heads, tokens, scale, DELTA=delta, **tile)
-    if decay == kernels.SCALAR:
+    if decay == SCALAR:
         d_decay = d_decay.sum(0).view_as(log_decay).to(log_decay.dtype)
     return d_q, d_k, d_v.to(v.dtype), d_decay, d_beta, d_state

@@ -19,8 +19,10 @@ import math
 import torch
 from torch import Tensor
 
+from formwright.ops.scan_triton import LinearScan, scan_refusal
+
 FORMS = ("auto", "recurrent", "parallel", "chunked")
-BACKENDS = ("auto", "reference", "torch")
+BACKENDS = ("auto", "reference", "torch", "triton")
 # Elements that go one token on together on a CPU, all blocks side by side (torch shares out operations of so many among
 # two threads); tokens of a block; the fewest blocks that
 # gain over going token by token.
@@ -34,7 +36,8 @@ def linear_scan(
 
     state    (B,...) is h before the first token; zeros where None
     form     "recurrent", "parallel", "chunked", or "auto" (see `explain`)
-    backend  "reference" computes the recurrent form by plain autograd; "torch" or "auto" the form chosen
+    backend  "reference" computes the recurrent form by plain autograd; "torch" or "auto" the form chosen; "triton" a
+             CUDA kernel, which has run in Triton's interpreter alone so far
 
     Everything is differentiable, states included; half precisions are computed in float32. Sequences packed in one row
     start anew where a_t = 0. Raises ValueError for shapes, forms or backends that do not fit.
@@ -52,6 +55,12 @@ def linear_scan(
     out = torch.promote_types(a.dtype, b.dtype)
     work = torch.promote_types(out, torch.float32)
     last = torch.zeros_like(b[:, 0], dtype=out) if state is None else state
+    if backend == "triton":
+        if reason := scan_refusal(a, b):
+            raise ValueError(f"backend='triton' can't compute this: {reason}; backend='auto' computes it in PyTorch")
+        flat = [t.to(work).flatten(2) if b.ndim > 2 else t.to(work)[..., None] for t in (a.expand(b.shape), b)]
+        h = LinearScan.apply(*flat, last.to(work).reshape(len(b), -1)).view(b.shape)
+        return h.to(out), h[:, -1].to(last.dtype)
     a, b, state = a.to(work), b.to(work), last.to(work)
     if b.shape[1] == 1 and form == "auto":
         h = torch.addcmul(b, a, state.unsqueeze(1))
@@ -71,6 +80,8 @@ def explain(tokens: int, *, form: str = "auto", backend: str = "auto", device: s
     """What linear_scan computes for N = tokens on a device and why."""
     if backend == "reference":
         return "recurrent: backend='reference' asks for the definition, one token after another"
+    if backend == "triton":
+        return "a Triton kernel: backend='triton' asks for it"
     chosen, why = _choose(form, tokens, device)
     return f"{chosen} in PyTorch: {why}"
 

@@ -24,9 +24,10 @@ import math
 import torch
 from torch import Tensor
 
+from formwright.ops.scan_triton import SelectiveScan, selective_refusal
 from formwright.ops.tiles import Tile, Workspace, compute_dtype, tile_plan
 
-BACKENDS = ("auto", "reference", "torch")
+BACKENDS = ("auto", "reference", "torch", "triton")
 # Elements of the state that go from token to token together, and of one operand of a tile, on a CPU.
 ROW, CACHED_ELEMENTS = 16 * 1024, 512 * 1024
 # Tokens of a tile elsewhere.
@@ -49,7 +50,8 @@ def selective_scan(
 
     state    (B,D,S) the state before the first token; zeros where None. Its dtype is that of the last state
     offsets  (R+1,) bounds of R sequences packed in one row (B = 1): the state starts anew at each, states are (R,D,S)
-    backend  "reference" computes the definition by plain autograd; "torch" or "auto" tiles, and one token directly
+    backend  "reference" computes the definition by plain autograd; "torch" or "auto" tiles, and one token directly;
+             "triton" CUDA kernels, which have run in Triton's interpreter alone so far
 
     Everything is differentiable, states included. Half precisions are computed in float32. Raises ValueError for
     shapes or backends that do not fit.
@@ -60,6 +62,13 @@ def selective_scan(
     if state is None:
         state = u.new_zeros(batch if offsets is None else len(bounds), dim, size)
     with torch.autocast(u.device.type, enabled=False):
+        if backend == "triton":
+            if reason := selective_refusal(u, size):
+                raise ValueError(
+                    f"backend='triton' can't compute this: {reason}; backend='auto' computes it in PyTorch"
+                )
+            rows = bounds if offsets is not None else [(row * tokens, (row + 1) * tokens) for row in range(batch)]
+            return SelectiveScan.apply(u, delta, a, b, c, state, rows)
         if tokens == 1 and offsets is None and backend != "reference":
             return _one_token(u, delta, a, b, c, state)
         if backend == "reference" or tokens == 1:
@@ -76,6 +85,8 @@ def explain(tokens: int, *, backend: str = "auto") -> str:
     """What selective_scan computes for N = tokens and why."""
     if backend == "reference":
         return "recurrent: backend='reference' asks for the definition, one token after another"
+    if backend == "triton":
+        return "Triton's kernels, token after token with all states in registers: backend='triton' asks for them"
     if tokens == 1:
         return "recurrent in PyTorch: a single token needs one step of the definition"
     return "tiles in PyTorch: some tokens of some channels at a time stay in cache; (B,N,D,S) is never in memory"
