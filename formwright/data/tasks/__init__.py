@@ -37,7 +37,7 @@ class Task:
     examples   items of the training split; `tests` items of validation and of test
     make_validation  makes the items of validation and test, where others are scored than those trained on
     make_test  makes the items of the test part, where they are to differ from those seen (longer ones); `harder` says
-               in what they do
+               in what they do; "" where they are only others
     ragged     True where rows end at different places: a batch is cut behind the last target of its rows
     padding    the token behind a row's end, where rows are of unequal length and their ends matter; None: none is
     chance     accuracy of guessing, said beside every score; None where it has no meaning
