@@ -3,8 +3,8 @@ of State in State-Space Models", arXiv 2404.08819, 2024).
 
 Tokens are uniform elements of the group, numbered with the identity first; the target at each place is the product
 g_1 g_2 ... g_t so far. Z60 is abelian, A4xZ5 solvable, A5 and S5 are not: models of fixed depth in the class TC0
-(attention, diagonal state spaces) can't track the last two over any length unless TC0 = NC1. The test has longer
-sequences.
+(attention, diagonal state spaces) can't track the last two over any length unless TC0 = NC1. S3, the smallest group
+whose order of factors matters, makes a small task of it. The test has longer sequences.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from formwright.data.source import DataError
 from formwright.data.tasks import Task, at_least, task
 
-GROUPS = ("Z60", "A4xZ5", "A5", "S5")
+GROUPS = ("Z60", "A4xZ5", "A5", "S5", "S3")
 
 
 @task
@@ -54,7 +54,7 @@ def multiplication(group: str) -> np.ndarray:
     if group == "A4xZ5":
         a4 = _permutations(4, even=True)
         return (5 * a4[:, None, :, None] + ((np.arange(5)[:, None] + np.arange(5)) % 5)[None, :, None]).reshape(60, 60)
-    return _permutations(5, even=group == "A5")
+    return _permutations(3 if group == "S3" else 5, even=group == "A5")
 
 
 def _permutations(points: int, even: bool) -> np.ndarray:
