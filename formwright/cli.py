@@ -38,6 +38,7 @@ Target = Annotated[str | None, typer.Option(help="The column of a table to predi
 Vocab = Annotated[int | None, typer.Option(help="Tokens of a byte-pair vocabulary for text; bytes without it.")]
 Length = Annotated[int | None, typer.Option(help="Tokens of context for text.")]
 InputLength = Annotated[int | None, typer.Option(help="Time steps of a series that a forecast reads.")]
+Splits = Annotated[str | None, typer.Option(help="How a series is split: shares such as 70/10/20, or ett.")]
 ImageSize = Annotated[int | None, typer.Option(help="Pixels of the square that images are resized to.")]
 Run = Annotated[str, typer.Argument(help="A race's name, the start of one, a path in its folder, or latest.")]
 Contender = Annotated[str | None, typer.Option(help="Whose model; the best one's without it.")]
@@ -67,6 +68,7 @@ def race(
     vocab: Vocab = None,
     length: Length = None,
     input_length: InputLength = None,
+    splits: Splits = None,
     image_size: ImageSize = None,
     engine: Annotated[str, typer.Option(help="local: worker processes here; ray: a Ray cluster.")] = "local",
     address: Annotated[str | None, typer.Option(help="The Ray cluster's address.")] = None,
@@ -97,7 +99,13 @@ def race(
     from formwright.race.watch import watch
 
     options = _given(
-        forecast=forecast, target=target, vocab=vocab, length=length, input_length=input_length, image_size=image_size
+        forecast=forecast,
+        target=target,
+        vocab=vocab,
+        length=length,
+        input_length=input_length,
+        splits=splits,
+        image_size=image_size,
     )
     begun: list[str] = []
     try:

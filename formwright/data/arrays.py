@@ -36,7 +36,14 @@ _SPLITS = {"": "all", "train": "train", "validation": "validation", "val": "vali
            "test": "test"}  # fmt: skip
 
 
-def open_arrays(path: Path, *, forecast: int | None = None, input_length: int | None = None, seed: int = 0) -> Source:
+def open_arrays(
+    path: Path,
+    *,
+    forecast: int | None = None,
+    input_length: int | None = None,
+    seed: int = 0,
+    cache: str | None = None,
+) -> Source:
     """A .npz file -> a Source. Raises DataError where its arrays are not named or shaped as this module says."""
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty; give a .npz file with the arrays x and y")
@@ -49,7 +56,7 @@ def open_arrays(path: Path, *, forecast: int | None = None, input_length: int | 
         ) from error
     found = _named(path, arrays)
     if forecast is not None:
-        return _forecast(path, found, forecast, input_length)
+        return _forecast(path, found, forecast, input_length, cache)
     if any(split != "all" and ("x", split) not in found for (_, split) in found) or not found:
         raise DataError(f"{path} holds {', '.join(arrays) or 'no arrays'}; {_NAMES}")
     order = [s for s in ("all", "train", "validation", "test") if ("x", s) in found]
@@ -104,7 +111,7 @@ def _label(kind: str, split: str) -> str:
     return kind if split == "all" else f"{kind}_{split}"
 
 
-def _forecast(path: Path, found: dict, forecast: int, input_length: int | None) -> Source:
+def _forecast(path: Path, found: dict, forecast: int, input_length: int | None, cache: str | None) -> Source:
     from formwright.data.series import open_series
 
     x = found.get(("x", "all"))
@@ -113,7 +120,7 @@ def _forecast(path: Path, found: dict, forecast: int, input_length: int | None) 
     values = x.astype(np.float64).reshape(len(x), -1)
     values[np.isinf(values)] = np.nan
     names = [f"variate {i + 1}" for i in range(values.shape[1])]
-    return open_series(path.name, values, names, [], forecast=forecast, input_length=input_length)
+    return open_series(path.name, values, names, [], forecast=forecast, input_length=input_length, cache=cache)
 
 
 def _answers(path: Path, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, list[str], Scale | None]:

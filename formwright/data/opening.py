@@ -32,6 +32,7 @@ def open_source(
     target: str | None = None,
     image_size: int | None = None,
     input_length: int | None = None,
+    splits: str | None = None,
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
 ) -> Source:
@@ -44,6 +45,7 @@ def open_source(
     target        CSV, Parquet: a table, predict this column
     image_size    folders of class folders of pictures: scale them to this many pixels
     input_length  series: steps a window reads (at most 96)
+    splits        CSV, Parquet series: shares of training, validation, test (70/10/20), or ett, its 12/4/4 months
     seed          which items are drawn into which split, and a task's items
     cache         folder for what is worked out once (FORMWRIGHT_CACHE, else the user's cache folder)
 
@@ -55,6 +57,7 @@ def open_source(
         "target": target,
         "image_size": image_size,
         "input_length": input_length,
+        "splits": splits,
     }
     given = {name: value for name, value in given.items() if value is not None}
     for name, least in _LEAST.items():
@@ -102,8 +105,9 @@ def _bundled(name: str, given: dict[str, Any], seed: int, cache: str | None) -> 
         from formwright.data.series import open_series
 
         _allow(f"{name} is a series", given, ("forecast", "input_length"))
-        values, names, notes = bundled.series(name)
-        return open_series(name, values, names, notes, **({"forecast": bundled.SERIES[name]} | given))
+        values, names, notes, season = bundled.series(name)
+        given = {"forecast": bundled.SERIES[name]} | given
+        return open_series(name, values, names, notes, season=season, cache=cache, **given)
     if name in bundled.TABLES:
         from formwright.data.table import open_table
 
@@ -135,12 +139,12 @@ def _file(path: Path, given: dict[str, Any], seed: int, cache: str | None) -> So
     if not os.access(path, os.R_OK):
         raise DataError(f"{path} may not be read; change its permissions")
     if extension in frame.EXTENSIONS:
-        return _frame(path, given, seed)
+        return _frame(path, dict(given), seed, cache)
     if extension == ".npz":
         _allow(f"{path.name} is a file of arrays", given, ("forecast", "input_length"))
         if "input_length" in given and "forecast" not in given:
             raise DataError(f"{path.name}: input_length needs forecast beside it, the number of steps to forecast")
-        return arrays.open_arrays(path, seed=seed, **given)
+        return arrays.open_arrays(path, seed=seed, cache=cache, **given)
     if extension in images.EXTENSIONS:
         raise DataError(f"{path} is a single picture; give a folder with one folder of pictures for each class")
     if extension in _HOSTILE:
@@ -156,27 +160,30 @@ def _file(path: Path, given: dict[str, Any], seed: int, cache: str | None) -> So
     return text.open_text(path.name, [path], [], cache=cache, **given)
 
 
-def _frame(path: Path, given: dict[str, Any], seed: int) -> Source:
+def _frame(path: Path, given: dict[str, Any], seed: int, cache: str | None) -> Source:
     if "forecast" in given and "target" in given:
         raise DataError(
             f"{path.name}: forecast makes a series of all its columns, target a table with one column to predict; "
             "give one of the two"
         )
     if "forecast" in given:
-        from formwright.data.series import open_series, time_order, variates
+        from formwright.data import splits
+        from formwright.data.series import open_series, season_by, time_order, variates
 
-        _allow(f"{path.name} is a series", given, ("forecast", "input_length"))
+        _allow(f"{path.name} is a series", given, ("forecast", "input_length", "splits"))
         rows, notes = frame.read_frame(path)
-        rows, more = time_order(rows, path.name)
+        rows, more, step = time_order(rows, path.name)
         values, names, rest = variates(rows, path.name)
-        return open_series(path.name, values, names, notes + more + rest, **given)
+        bounds, cut = splits.read(path.name, len(values), step, given.pop("splits", None))
+        notes = notes + more + rest + cut
+        return open_series(path.name, values, names, notes, bounds=bounds, season=season_by(step), cache=cache, **given)
     if "target" in given:
         from formwright.data.table import open_table
 
         _allow(f"{path.name} is a table", given, ("target",))
         rows, notes = frame.read_frame(path)
         return open_table(path.name, rows, notes, target=given["target"], seed=seed)
-    _allow(f"{path.name} is a table or a series", given, ("forecast", "target", "input_length"))
+    _allow(f"{path.name} is a table or a series", given, ("forecast", "target", "input_length", "splits"))
     rows, _ = frame.read_frame(path)
     shown = ", ".join(rows.columns[:8]) + (", ..." if len(rows.columns) > 8 else "")
     raise DataError(

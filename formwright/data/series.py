@@ -1,8 +1,8 @@
 """Multivariate series: forecast the next `horizon` steps of every variate from the last `input_length`.
 
-Rows are in the order of time (sorted by the time column where there is one) and are split 70/10/20 in that order. A
-training window lies wholly in the first part; the inputs of later windows may reach back into earlier parts, their
-targets never. Each variate is z-scored by mean and deviation of the training rows alone.
+Rows are in the order of time (sorted by the time column where there is one) and are split in that order, 70/10/20 or
+as splits.py says. A training window lies wholly in the first part; the inputs of later windows may reach back into
+earlier parts, their targets never. Each variate is z-scored by mean and deviation of the training rows alone.
 
 Missing values: inputs are filled forward from the past, gaps at the beginning by the training mean; missing targets
 stay NaN and are not scored. No value is ever filled from the future.
@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from formwright.data import baselines
 from formwright.data import cache as caching
 from formwright.data.frame import numbers, read_frame, times
 from formwright.data.source import SPLITS, DataError, Scale, Source
+from formwright.data.splits import shares
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,10 +29,12 @@ if TYPE_CHECKING:
 _TIME_NAMES = ("date", "time", "datetime", "timestamp", "ds", "year", "unix", "epoch", "utc")
 
 
-def time_order(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, list[str]]:
-    """The frame sorted by its time column, without it, and notes. A time column is the first column of dates, or one
-    of whole, strictly changing numbers that is called by a name of time. Raises DataError where a row's time can't be
-    read, or where times repeat so often that several series must be stacked."""
+def time_order(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, list[str], pd.Timedelta | None]:
+    """The frame sorted by its time column, without it; notes; the usual step, where times are dates.
+
+    A time column is the first column of dates, or one of whole, strictly changing numbers that is called by a name of
+    time. Raises DataError where a row's time can't be read, or where times repeat so often that several series must be
+    stacked."""
     import pandas as pd
 
     for column in frame.columns:
@@ -41,7 +45,7 @@ def time_order(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, list[str]]
         if stamps is not None:
             break
     else:
-        return frame, [f"{name} has no time column: its rows are taken in the order of the file, equally spaced."]
+        return frame, [f"{name} has no time column: its rows are taken in the order of the file, equally spaced."], None
     unread = np.flatnonzero(stamps.isna().to_numpy())
     if len(unread):
         raise DataError(
@@ -62,9 +66,11 @@ def time_order(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, list[str]]
         notes.append(f"The rows were not in the order of {column}; they have been sorted.")
     if repeats:
         notes.append(f"{repeats} rows repeat a time; all are kept, in the order of the file.")
-    steps = np.diff(stamps.to_numpy())
+    steps, step = np.diff(stamps.to_numpy()), None
     if len(steps):
-        _, number = np.unique(steps, return_counts=True)
+        lengths, number = np.unique(steps, return_counts=True)
+        if pd.api.types.is_datetime64_any_dtype(stamps):
+            step = pd.Timedelta(lengths[number.argmax()])
         odd = int(len(steps) - number.max())
         if odd > 0.2 * len(steps) and pd.api.types.is_datetime64_any_dtype(stamps):
             odd = 0 if _calendar(pd.DatetimeIndex(stamps)) else odd
@@ -72,7 +78,29 @@ def time_order(frame: pd.DataFrame, name: str) -> tuple[pd.DataFrame, list[str]]
             notes.append(
                 f"{odd} of {len(steps)} steps of time differ from the usual one; rows count as equally spaced."
             )
-    return frame, notes
+    return frame, notes, step
+
+
+def season_by(step: pd.Timedelta | None) -> tuple[int, str] | None:
+    """The rows of a season and its name, from the usual step of time: a day of steps that divide it, a week of days, a
+    year of weeks, months or quarters. None for others."""
+    import pandas as pd
+
+    day = pd.Timedelta(days=1)
+    if step is None or step <= pd.Timedelta(0):
+        return None
+    if step < day:
+        return (day // step, "a day") if day % step == pd.Timedelta(0) else None
+    days = step / day
+    for low, high, rows, name in (
+        (1, 1, 7, "a week"),
+        (7, 7, 52, "a year"),
+        (28, 31, 12, "a year"),
+        (90, 92, 4, "a year"),
+    ):
+        if low <= days <= high:
+            return rows, name
+    return None
 
 
 def _calendar(index: pd.DatetimeIndex) -> bool:
@@ -101,6 +129,8 @@ def variates(frame: pd.DataFrame, name: str) -> tuple[np.ndarray, list[str], lis
 
 def fill(values: np.ndarray) -> np.ndarray:
     """z-scored values (rows, V) with each gap filled from the past; a gap at the beginning becomes 0, the mean."""
+    if not np.isnan(values).any():
+        return values.astype(np.float32, copy=False)
     rows = np.where(np.isnan(values), -1, np.arange(len(values))[:, None])
     last = np.maximum.accumulate(rows, axis=0)
     return np.where(last < 0, 0.0, np.take_along_axis(values, np.maximum(last, 0), 0)).astype(np.float32)
@@ -114,11 +144,18 @@ def open_series(
     *,
     forecast: int,
     input_length: int | None = None,
+    bounds: tuple[int, int, int] | None = None,
+    season: tuple[int, str] | None = None,
+    cache: str | None = None,
 ) -> Source:
-    """values (rows, V) with NaN where missing -> a Source of windows. Raises DataError where a part is too short."""
+    """values (rows, V) with NaN where missing -> a Source of windows.
+
+    bounds are the rows where the three parts end (70/10/20 without); what lies behind the last is left out. season is
+    its number of rows and what it is, without it that of the highest autocorrelation. Raises DataError where a part is
+    too short."""
     notes = list(notes)
-    rows, horizon = len(values), forecast
-    bounds = [0, round(0.7 * rows), round(0.8 * rows), rows]
+    bounds = [0, *(bounds or shares(len(values)))]
+    values, rows, horizon = values[: bounds[3]], bounds[3], forecast
     shortest = min(bounds[2] - bounds[1], bounds[3] - bounds[2])
     if horizon > shortest:
         raise DataError(
@@ -141,8 +178,8 @@ def open_series(
         notes.append(f"Left out column{'s' * (len(gone) > 1)} without a value in the training part: {', '.join(gone)}.")
         values, names = values[:, ~absent], [n for n, a in zip(names, absent, strict=True) if not a]
         if not names:
-            raise DataError(f"{name}: no column has a value in the training part (the first 70% of the rows)")
-    scale = Scale.fit(values[: bounds[1]])
+            raise DataError(f"{name}: no column has a value in the training part (the first {bounds[1]} rows)")
+    scale = Scale.fit(values[: bounds[1]].astype(np.float64))
     flat = [n for n, column in zip(names, values[: bounds[1]].T, strict=True) if np.nanstd(column) == 0]
     if flat:
         notes.append(f"Constant in the training part: {', '.join(flat)}.")
@@ -160,6 +197,22 @@ def open_series(
         first = max(a - input_length, 0)
         starts[split] = (first, b - horizon - input_length + 1 - first)
 
+    fingerprint = caching.digest("series", caching.array_hash(values), names, input_length, horizon, bounds[1:])
+    if season is None:
+        period = baselines.season_of(inputs[: bounds[1]].numpy())
+        season = None if period is None else (period, "the highest autocorrelation of the training part")
+    if season is not None and season[0] > bounds[1] // 2:
+        season = None
+    if season is not None:
+        notes.append(f"A season, for the forecast from a season ago, is {season[0]} rows: {season[1]}.")
+    scores = baselines.kept(
+        cache,
+        caching.digest(fingerprint, season),
+        lambda: baselines.forecasts(
+            inputs.numpy(), targets.numpy(), starts, input_length, horizon, season and season[0]
+        ),
+    )
+
     def take(split: str, index: np.ndarray, epoch: np.ndarray) -> tuple[Tensor, Tensor]:
         at = torch.from_numpy(starts[split][0] + index)[:, None]
         return (
@@ -175,7 +228,7 @@ def open_series(
 
     def prepare(path: str) -> tuple[Tensor, list[str]]:
         frame, _ = read_frame(Path(path))
-        frame, _ = time_order(frame, str(path))
+        frame, _, _ = time_order(frame, str(path))
         lacking = [n for n in names if n not in frame.columns]
         if lacking:
             raise DataError(
@@ -202,9 +255,10 @@ def open_series(
         counts={split: number for split, (_, number) in starts.items()},
         take=take,
         tokens_per_item=input_length,
-        fingerprint=caching.digest("series", caching.array_hash(values), names, input_length, horizon),
+        fingerprint=fingerprint,
         notes=notes,
         names=names,
+        baselines=scores,
         scale=scale,
         derive=derive,
         prepare=prepare,

@@ -1,0 +1,247 @@
+"""What answers without a model score: forecasts by rule of thumb, commonest answers, linear models, compressors.
+
+A forecast of the `horizon` rows y after a window x (T, V), each variate by itself:
+
+    the last value              y_h = x_T
+    a season ago                y_h = the newest value known when the forecast is made that lies whole seasons before it
+    the mean of the window      y_h = mean of x
+    a ridge regression          y = W^T x + b, or y - x_T = W^T (x_{1..T-1} - x_T) + b, W the same for all variates: the
+                                Linear and NLinear of "Are Transformers Effective for Time Series Forecasting?",
+                                arXiv 2205.13504, 2022, in closed form; the better on validation
+
+Linear models are fitted to part of the training items (see the constants), their penalty chosen on validation. All are
+scored on the test part in the source's metric, by the rules that hold for models: what is missing is not scored. Items
+beyond a bound are thinned out evenly.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+from formwright.data import cache as caching
+
+VERSION = 1  # of what is worked out here
+SLOW = 0.2  # seconds from which on the scores are kept on disk
+WINDOWS = 1000  # of the test part that forecasts are scored on, fewer where they are wide
+NUMBERS = 20_000_000  # in these windows' targets, at most
+ROWS = 20_000  # pairs of a window and a variate, or rows of a table, that a ridge regression sees
+FEW_ROWS = 2000  # rows that a logistic regression sees
+WIDE = 1024  # inputs from which on no linear model is fitted to items
+PENALTIES = 10.0 ** np.arange(-6, 3)  # of a ridge regression, times the number of rows
+TRAIN_BYTES, TEST_BYTES = 32 << 20, 4 << 20
+
+
+def kept(cache: str | None, fingerprint: str, scores: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """scores(), worked out once for a source where that takes time."""
+    name = "baselines-" + caching.digest(VERSION, fingerprint)
+    place = caching.root(cache) / name / "scores.json"
+    if place.is_file():
+        return caching.load_json(place)
+    began = time.perf_counter()
+    found = scores()
+    if time.perf_counter() - began >= SLOW:
+        caching.entry(cache, name, lambda folder: caching.save_json(folder / "scores.json", found))
+    return found
+
+
+def thinned(count: int, limit: int) -> np.ndarray:
+    """At most `limit` of 0..count-1, evenly spread: the items that Source.evaluation gives with that limit."""
+    chosen = max(1, min(limit, count))
+    return np.arange(chosen, dtype=np.int64) * count // chosen
+
+
+def mse(forecast: np.ndarray, truth: np.ndarray) -> float:
+    """Mean squared error where the truth is known; NaN where it is nowhere."""
+    known = ~np.isnan(truth)
+    return float(np.square(forecast[known] - truth[known], dtype=np.float64).mean()) if known.any() else float("nan")
+
+
+def forecasts(
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    starts: dict[str, tuple[int, int]],
+    input_length: int,
+    horizon: int,
+    season: int | None,
+) -> dict[str, float]:
+    """Scores (mse) of the rules of thumb on a series' test windows. inputs, targets (rows, V) z-scored, without and
+    with NaN; starts: split -> first window's first row, number of windows."""
+    variates = inputs.shape[1]
+
+    def rows(split: str, limit: int) -> np.ndarray:
+        first, count = starts[split]
+        return first + thinned(count, max(32, min(limit, NUMBERS // ((horizon + input_length) * variates))))
+
+    begin = rows("test", WINDOWS)
+    now = begin + input_length - 1
+    truth = targets[begin[:, None] + input_length + np.arange(horizon)]
+    scores = {"the last value": mse(np.broadcast_to(inputs[now][:, None], truth.shape), truth)}
+    if season is not None:
+        ahead = 1 + np.arange(horizon)
+        back = ahead - season * -(-ahead // season)
+        scores["a season ago"] = mse(inputs[now[:, None] + back], truth)
+    if input_length > 1:
+        mean = inputs[begin[:, None] + np.arange(input_length)].mean(1, keepdims=True)
+        scores["the mean of the window"] = mse(np.broadcast_to(mean, truth.shape), truth)
+    check = rows("validation", WINDOWS // 4)
+    answer = _window_ridge(inputs, targets, starts["train"], check, input_length, horizon)
+    return scores if answer is None else scores | {"a ridge regression": mse(answer(begin), truth)}
+
+
+def _window_ridge(
+    inputs: np.ndarray, targets: np.ndarray, train: tuple[int, int], check: np.ndarray, length: int, horizon: int
+) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Windows' first rows (n,) -> forecasts (n, horizon, V) of the best ridge regression; None where no training window
+    has all its targets."""
+    variates = inputs.shape[1]
+    rng = np.random.Generator(np.random.PCG64(0))
+    population = train[1] * variates
+    drawn = rng.choice(population, ROWS, replace=False) if population > ROWS else np.arange(population)
+    start, variate = train[0] + drawn // variates, drawn % variates
+    window = inputs[start[:, None] + np.arange(length), variate[:, None]].astype(np.float64)
+    future = targets[start[:, None] + length + np.arange(horizon), variate[:, None]].astype(np.float64)
+    whole = ~np.isnan(future).any(1)
+    if whole.sum() < 2:
+        return None
+    window, future = window[whole], future[whole]
+    last = window[:, -1:]
+    fits: list[tuple[bool, Fit]] = [(False, fit) for fit in ridges(window, future)]
+    if length > 1:
+        fits += [(True, fit) for fit in ridges(window[:, :-1] - last, future - last)]
+
+    def answer(begin: np.ndarray, moved: bool, fit: Fit) -> np.ndarray:
+        x = inputs[begin[:, None] + np.arange(length)].transpose(0, 2, 1).astype(np.float64)
+        y = fit(x[..., :-1] - x[..., -1:]) + x[..., -1:] if moved else fit(x)
+        return y.transpose(0, 2, 1)
+
+    truth = targets[check[:, None] + length + np.arange(horizon)]
+    errors = [mse(answer(check, *fit), truth) for fit in fits]
+    best = fits[int(np.nanargmin(errors))] if not np.isnan(errors).all() else fits[len(PENALTIES) - 1]
+    return lambda begin: answer(begin, *best)
+
+
+Fit = Callable[[np.ndarray], np.ndarray]
+
+
+def ridges(x: np.ndarray, y: np.ndarray) -> list[Fit]:
+    """Ridge regressions of y (n, outputs) on x (n, F), one for each penalty: (..., F) -> (..., outputs)."""
+    centre, middle = x.mean(0), y.mean(0)
+    x, y = x - centre, y - middle
+    values, vectors = np.linalg.eigh(x.T @ x / len(x))
+    turned = vectors.T @ (x.T @ y / len(x))
+
+    def fit(penalty: float) -> Fit:
+        weights = vectors @ (turned / (np.maximum(values, 0)[:, None] + penalty))
+        return lambda new: (new - centre) @ weights + middle
+
+    return [fit(float(penalty)) for penalty in PENALTIES]
+
+
+def season_of(values: np.ndarray) -> int | None:
+    """The lag, in rows, of the highest peak of the autocorrelation (mean over variates, straight lines taken away) of
+    values (rows, V) without NaN, at most a third of the rows; None where no peak reaches 0.2."""
+    rows = len(values)
+    if rows < 12:
+        return None
+    centred = values[-10_000:].astype(np.float64)
+    rows = len(centred)
+    moment = np.stack([np.ones(rows), np.linspace(-1, 1, rows)], 1)
+    centred = centred - moment @ np.linalg.lstsq(moment, centred, rcond=None)[0]
+    spectrum = np.fft.rfft(centred, 2 * rows, axis=0)
+    product = np.fft.irfft((spectrum * spectrum.conj()).real, axis=0)[: rows // 3 + 2]
+    some = product[0] > 1e-9 * rows
+    if not some.any():
+        return None
+    # Divided by the number of products of each lag, or long lags would look weaker than they are.
+    correlation = (product[:, some] / product[0, some]).mean(1) * rows / (rows - np.arange(len(product)))
+    inner = correlation[1:-1]
+    peaks = 1 + np.flatnonzero((inner > correlation[:-2]) & (inner >= correlation[2:]))
+    peaks = peaks[peaks >= 2]
+    if not len(peaks) or correlation[peaks].max() < 0.2:
+        return None
+    # Whole numbers of seasons peak nearly as high: the first of those near the highest is the season.
+    return int(peaks[correlation[peaks] >= 0.9 * correlation[peaks].max()][0])
+
+
+def classes(features: np.ndarray | None, answers: np.ndarray, parts: dict[str, np.ndarray]) -> dict[str, float]:
+    """Accuracies on the test part of the class commonest in training, and of a logistic regression on features (n, F);
+    answers (n,), parts: split -> rows."""
+    truth = answers[parts["test"]]
+    scores = {"the commonest class": float((truth == np.bincount(answers[parts["train"]]).argmax()).mean())}
+    if features is None or not 0 < features.shape[1] <= WIDE:
+        return scores
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    rows = {split: index[thinned(len(index), FEW_ROWS)] for split, index in parts.items()}
+    if len(np.unique(answers[rows["train"]])) < 2:
+        return scores
+    best = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # stopped early, it is still a baseline
+        for strength in (0.01, 0.1, 1.0):
+            model = LogisticRegression(C=strength, max_iter=200)
+            model.fit(features[rows["train"]], answers[rows["train"]])
+            right = model.score(features[rows["validation"]], answers[rows["validation"]])
+            if best is None or right > best[0]:
+                best = right, model
+    rest = parts["test"][thinned(len(parts["test"]), ROWS)]
+    return scores | {"a logistic regression": float(best[1].score(features[rest], answers[rest]))}
+
+
+def values(features: np.ndarray | None, answers: np.ndarray, parts: dict[str, np.ndarray]) -> dict[str, float]:
+    """Errors (mse) on the test part of the training mean, and of a ridge regression on features (n, F); answers
+    (n, outputs) with NaN where not known."""
+    truth = answers[parts["test"]]
+    known = ~np.isnan(answers[parts["train"]]).all(0)
+    mean = np.zeros(answers.shape[1])
+    mean[known] = np.nanmean(answers[parts["train"]][:, known], axis=0, dtype=np.float64)
+    scores = {"the mean": mse(np.broadcast_to(mean, truth.shape), truth)}
+    if features is None or not 0 < features.shape[1] <= WIDE:
+        return scores
+    train = parts["train"][thinned(len(parts["train"]), ROWS)]
+    train = train[~np.isnan(answers[train]).any(1)]
+    if len(train) < 2:
+        return scores
+    fits = ridges(features[train].astype(np.float64), answers[train].astype(np.float64))
+    check = parts["validation"][thinned(len(parts["validation"]), ROWS)]
+    errors = [mse(fit(features[check]), answers[check]) for fit in fits]
+    best = fits[int(np.nanargmin(errors))] if not np.isnan(errors).all() else fits[-1]
+    rest = parts["test"][thinned(len(parts["test"]), ROWS)]
+    return scores | {"a ridge regression": mse(best(features[rest]), answers[rest])}
+
+
+def encoded(columns: np.ndarray, categories: tuple[int, ...]) -> np.ndarray:
+    """A table's inputs (n, numeric + categorical) -> features with a column for each category (n, F)."""
+    plain = columns.shape[1] - len(categories)
+    parts = [columns[:, :plain]]
+    for place, number in enumerate(categories):
+        parts.append(columns[:, plain + place, None] == np.arange(number, dtype=np.float32))
+    return np.concatenate(parts, 1).astype(np.float32)
+
+
+def text(train: np.ndarray, test: np.ndarray) -> dict[str, float]:
+    """Bits per byte on the test part (its first bytes, uint8): of the training part's bytes by themselves, of each byte
+    given the one before it, and of gzip on the test part alone."""
+    train, test = np.asarray(train[:TRAIN_BYTES]), np.asarray(test[:TEST_BYTES])
+    single = np.bincount(train, minlength=256) + 1.0
+    single /= single.sum()
+    double = np.zeros(1 << 16)
+    for start in range(0, len(train) - 1, 1 << 22):
+        piece = train[start : start + (1 << 22) + 1].astype(np.int64)
+        double += np.bincount(piece[:-1] << 8 | piece[1:], minlength=1 << 16)
+    double = double.reshape(256, 256)
+    # A byte never seen after another gets its share of two observations that are spread as bytes are.
+    given = (double + 2 * single) / (double.sum(1, keepdims=True) + 2)
+    scores = {
+        "bytes by themselves": float(-np.log2(single[test]).mean()),
+        "bytes by the one before": float(-np.log2(given[test[:-1], test[1:]]).mean()),
+    }
+    squeezed = zlib.compressobj(9, wbits=31)
+    return scores | {"gzip": 8 * (len(squeezed.compress(test.tobytes())) + len(squeezed.flush())) / len(test)}
