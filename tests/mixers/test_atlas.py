@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from formwright.contract import Layout, Unsupported
 from formwright.mixers.atlas import Atlas
-from formwright.ops.omega import newton_schulz
+from formwright.ops.omega_chunked import newton_schulz
 
 N, D = 50, 24
 
