@@ -93,9 +93,14 @@ def default_stack(mixer: str | Expr, depth: int = 4, data: Any = None) -> Expr:
     part = lang.as_expression(mixer)
     if getattr(data, "source_shape", None) is not None:
         return pairs.pair_stack(part, depth, parts.get(data.head).causal)
-    if isinstance(part, Part) and part.name == "attention" and "position" not in part.options:
-        part = part(position=Part("rope"))
-    return depth * (part + Part("swiglu"))
+    return depth * (positioned(part) + Part("swiglu"))
+
+
+def positioned(mixer: Expr) -> Expr:
+    """A bare mixer as it stands in a stack: attention, which sees no order by itself, with rotary positions."""
+    if isinstance(mixer, Part) and mixer.name == "attention" and "position" not in mixer.options:
+        return mixer(position=Part("rope"))
+    return mixer
 
 
 def is_bare_mixer(expression: str | Expr) -> bool:

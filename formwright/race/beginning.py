@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,26 @@ from formwright.race.size import equalise, parse_size
 from formwright.race.state import Race, State, note, read_state, save_state
 from formwright.train import budget as budgets
 
-MATCHES = ("params", "macs", "time")
+MATCHES = ("params", "macs", "state", "time")
 ABOUT = ("name", "kind", "metric", "lower_is_better", "unit", "notes", "sizes", "facts", "baselines")
-FIGURES = ("text", "expression", "dim", "params", "macs", "error")
+FIGURES = ("text", "expression", "dim", "params", "macs", "error", "state_bytes")
 
 
 def begin(
     texts: list[str], data_spec: str | None, options: dict[str, Any], *, rates: tuple[float, ...],
     data_options: dict[str, Any], depth: int, batch_tokens: int | None, workers: int | None, threads: int | None,
     device: str | None, measure: bool, checkpoint_every: float, runs: Path, name: str | None, command: list[str] | None,
-    listen: Callable[[dict[str, Any]], None], began: float,
+    listen: Callable[[dict[str, Any]], None], began: float, stack: str | None = None,
+    bench: tuple[str, str] | None = None, plan_more: dict[str, Any] | None = None,
+    refuses: Callable[[str, Any], str | None] | None = None,
 ) -> Race:  # fmt: skip
-    """Check everything, size the contenders, and write the new race down."""
+    """Check everything, size the contenders, and write the new race down.
+
+    stack      what bare mixers stand in, as in read_contenders
+    bench      the bench and the ability that this race is part of: then it is written down even where no contender
+               can be built
+    plan_more  further fields of State
+    refuses    (a contender's text, the source) -> why it is not to run, or None"""
     from formwright import data
 
     if data_spec is None:
@@ -36,23 +45,33 @@ def begin(
     size = None if options["size"] is None else parse_size(options["size"])
     entries = read_contenders(texts, depth=depth, sized=size is not None)
     source = data.open(data_spec, **data_options)
-    if source.source_shape is not None:
-        entries = read_contenders(texts, depth=depth, sized=size is not None, data=source)
+    if stack is not None or source.source_shape is not None:
+        entries = read_contenders(texts, depth=depth, sized=size is not None, data=source, stack=stack)
+    if refuses is not None:
+        entries = [replace(e, error=e.error or refuses(e.text, source)) for e in entries]
     for entry in entries:
         if not entry.error:
             check_words(entry, source)
     batch = plan.batch_size(source, batch_tokens, accelerated=device != "cpu" and accelerators() > 0)
     entries, notes = equalise(entries, source, size=size, match=options["match"])
     notes += pair_notes(texts, source)
-    workers, threads = _divide(workers, threads, device, options["seeds"] * sum(not e.error for e in entries))
+    if bench is None and all(entry.error for entry in entries):
+        reasons = "\n".join(f"{entry.name}: {entry.error}" for entry in entries)
+        raise RaceProblem(f"none of the contenders can be built on {source.name}\n{reasons}")
+    workers, threads = divide(workers, threads, device, options["seeds"] * sum(not e.error for e in entries))
     conn = store.open_store(runs / "races.sqlite")
     kept = {**options, "batch_size": batch, "depth": depth, "workers": workers, "threads": threads}
     kept |= {"sweep_share": plan.SHARE} if len(lrs) > 1 else {}
     kept |= {"length": source.facts["length"]} if source.kind == "text" else {}
+    kept |= {"stack": stack} if stack else {}
     kept |= {"device": device} if device else {}
     kept |= {"command": command} if command else {}
     about = {word: getattr(source, word) for word in ABOUT}
-    race_id = store.create_race(conn, str(data_spec), options=kept, machine=describe(), source=about, id=name)
+    part_of = dict(zip(("bench", "ability"), bench, strict=True)) if bench else {}
+    race_id = "/".join(bench) if bench else name
+    race_id = store.create_race(
+        conn, str(data_spec), options=kept, machine=describe(), source=about, id=race_id, **part_of
+    )
     folder = (runs / race_id).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     entries = keep_files(entries, folder / "parts")
@@ -71,6 +90,7 @@ def begin(
         measure=measure,
         checkpoint_every=checkpoint_every,
         sized=options["match"] != "time",
+        **(plan_more or {}),
     )
     under_way = Race(conn, race_id, folder, source, entries, budget, state, kept, listen, began)
     save_state(under_way)
@@ -123,7 +143,7 @@ def _check(options: dict[str, Any], *, depth: int, workers: int | None, threads:
         raise RaceProblem(f"the name {name!r} can't be a folder's: use letters, digits, '-', '_' and '.'")
 
 
-def _divide(workers: int | None, threads: int | None, device: str | None, runs: int) -> tuple[int, int]:
+def divide(workers: int | None, threads: int | None, device: str | None, runs: int) -> tuple[int, int]:
     """How many runs go side by side, and the threads of each."""
     places = accelerators() if device != "cpu" else 0
     workers = workers or max(1, min(places or cores(), runs))

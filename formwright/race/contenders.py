@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from formwright import lang, parts, zoo
-from formwright.build import BuildProblem, build, complete, default_stack, is_bare_mixer
+from formwright.build import BuildProblem, build, complete, default_stack, is_bare_mixer, positioned
 from formwright.lang import Chain, Expr, Part
 from formwright.model import Model
 from formwright.pairs import replaced
 from formwright.unfilled import Unfilled
 
+MIXER = "MIXER"  # in a stack: the place of a bare mixer
 SHORT = 40  # a text up to so many characters is its contender's name
 
 
@@ -32,7 +33,7 @@ class Entry:
     """One contender: `text` as the user wrote it, `tree` the expression raced (its stack alone, or with embedding and
     head where written), `files` card name -> "file.py:Class" of parts from a user's files. Sizing fills `expression`
     (canonical, with its width) and the figures; `error` says why it can't run. `published` is the width that a zoo
-    entry has given up, for one that fits the race."""
+    entry has given up, for one that fits the race. `state_bytes`: see Contender."""
 
     name: str
     text: str
@@ -44,12 +45,17 @@ class Entry:
     params: int | None = None
     macs: int | None = None
     error: str | None = None
+    state_bytes: int | None = None
     published: int | None = None
 
 
-def read_contenders(texts: list[str], *, depth: int = 4, sized: bool = False, data: Any = None) -> list[Entry]:
+def read_contenders(
+    texts: list[str], *, depth: int = 4, sized: bool = False, data: Any = None, stack: str | None = None
+) -> list[Entry]:
     """Texts -> contenders with names and folders of their own. Where a race is `sized`, zoo entries give up the width
-    that they were published with. What a bare mixer stands for depends on whether the `data` give pairs.
+    that they were published with. A bare mixer stands for the default stack of `depth` blocks, which depends on whether
+    the `data` give pairs; or for `stack` with itself in the place of MIXER, read from both ends where it sees one way
+    alone and the data's head looks both ways.
 
     Raises SyntaxProblem, FileNotFoundError, UnknownPart or ValueError for a text that is wrong on any data, RaceProblem
     for an empty list."""
@@ -67,10 +73,13 @@ def read_contenders(texts: list[str], *, depth: int = 4, sized: bool = False, da
                 error = f"its part is called {name!r}, as that of another file in this race: give its card another name"
                 parts.load(first)
         name = _name(str(text), tree, files)
-        stack = default_stack(tree, depth, data) if is_bare_mixer(tree) else tree
         published = tree.items[0].options.get("dim") if sized and zoo.find(text) else None
-        stack = _any_width(tree) if published else stack
-        entries.append(Entry(name, str(text), stack, files, error=error, published=published))
+        if is_bare_mixer(tree):
+            inside = stack is not None and getattr(data, "source_shape", None) is None
+            tree = _within(stack, tree, data) if inside else default_stack(tree, depth, data)
+        elif published:
+            tree = _any_width(tree)
+        entries.append(Entry(name, str(text), tree, files, error=error, published=published))
     return _distinct(entries)
 
 
@@ -124,6 +133,15 @@ def build_unfilled(tree: Expr, source: Any, dim: int | None) -> Model:
     """The model with weights that nobody has drawn, for its figures alone: memory never written is not taken."""
     with Unfilled():
         return build(tree, source, dim=dim)
+
+
+def _within(stack: str, mixer: Part, data: Any) -> Expr:
+    """The stack with the mixer wherever it says MIXER."""
+    one_way = parts.get(mixer.name).card.kind == "mixer" and "self" not in parts.get(mixer.name).card.patterns
+    if data is not None and not parts.get(data.head).causal and one_way:
+        mixer = Part("bidirectional", {}, (mixer,))
+    mixer = positioned(mixer)
+    return lang.rewrite(lang.parse(stack), lambda part: mixer if part.name == MIXER else part)
 
 
 def _names(tree: Expr) -> set[str]:

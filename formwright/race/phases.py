@@ -70,8 +70,11 @@ def sweep(race: Race, run_jobs: RunJobs) -> None:
         wanted = [(n, "sweep", 0, lr, state.sweep[n]) for lr in state.rates for n in name]
         trials = _trials(race, wanted)
         count = race.source.counts["validation"]
-        items = plan.items(state.sweep, state.batch_size, plan.SWEEP_VALIDATION, count, least=64)
-        more = {"points": 1, "items": {"curve": items}, "keep": False, "samples": False}
+        if state.whole_sweep:
+            points, items = state.items["points"], state.items["curve"]
+        else:
+            points, items = 1, plan.items(state.sweep, state.batch_size, plan.SWEEP_VALIDATION, count, least=64)
+        more = {"points": points, "items": {"curve": items}, "keep": False, "samples": False}
         race.listen({"event": "phase", "phase": "sweep", "runs": len(trials)})
         _train(race, run_jobs, trials, more)
         _choose(race)
@@ -81,7 +84,10 @@ def sweep(race: Race, run_jobs: RunJobs) -> None:
 
 def _plan_sweep(race: Race) -> None:
     state = race.state
-    if race.budget.unit == "seconds":
+    if state.whole_sweep:
+        _plan_main(race)
+        state.sweep = dict(state.main)
+    elif race.budget.unit == "seconds":
         for rates in (state.rates, state.rates[1:]):
             runs = len(race.running) * len(rates)
             seconds = plan.run_seconds(plan.SHARE * left(race), runs, state.workers)
@@ -138,10 +144,11 @@ def _sweep_words(race: Race, items: int, count: int) -> str:
     chosen = ", ".join(f"{name} {lr:g}" for name, lr in state.chosen.items())
     edge = [name for name, lr in state.chosen.items() if lr in (min(state.rates), max(state.rates))]
     at_edge = f" The rate of {', '.join(edge)} lies at the end of those tried." if edge and len(state.rates) > 1 else ""
+    share = f"a short run of {steps} steps, {plan.SHARE:.0%} of its training in all"
+    after = f"a whole run of {steps} steps with seed 0, which stands for that seed" if state.whole_sweep else share
     return (
         f"Each contender's learning rate was the lowest within {NEAR:.0%} of the best of {rates}, on {items:,} of "
-        f"{count:,} validation items after a short run of {steps} steps, {plan.SHARE:.0%} of its training in all: "
-        f"{chosen}.{at_edge}"
+        f"{count:,} validation items after {after}: {chosen}.{at_edge}"
     )
 
 
@@ -151,9 +158,7 @@ def main_runs(race: Race, run_jobs: RunJobs) -> None:
     if not race.running:
         return
     if not state.main:
-        state.main = _main_steps(race)
-        state.items = plan.scored_items(state.main, state.batch_size, race.source)
-        save_state(race)
+        _plan_main(race)
     wanted = [
         (entry.name, "main", seed, state.chosen[entry.name], state.main[entry.name])
         for seed in range(state.seeds)
@@ -162,12 +167,19 @@ def main_runs(race: Race, run_jobs: RunJobs) -> None:
     trials = _trials(race, wanted)
     points, items = state.items["points"], {k: v for k, v in state.items.items() if k != "points"}
     race.listen({"event": "phase", "phase": "main", "runs": len(trials)})
-    _train(race, run_jobs, trials, {"points": points, "items": items, "keep": True, "samples": True})
+    _train(race, run_jobs, trials, {"points": points, "items": items, "keep": True, "samples": state.samples})
     count = race.source.counts
     for split in ("validation", "test"):
         if items[split] < count[split]:
             part = f"{items[split]:,} of its {count[split]:,} items, spread evenly, the same for all"
             note(race, f"Scores on {split} are over {part}.")
+    save_state(race)
+
+
+def _plan_main(race: Race) -> None:
+    state = race.state
+    state.main = _main_steps(race)
+    state.items = plan.scored_items(state.main, state.batch_size, race.source, state.points)
     save_state(race)
 
 
@@ -237,7 +249,8 @@ def _trials(race: Race, wanted: list[tuple[str, str, int, float, int]]) -> list[
         old = there.get((name, phase, seed, lr))
         if old is not None and old.status in ("done", "diverged", "failed"):
             continue
-        part = f"seed{seed}" if phase == "main" else f"sweep-{lr:g}"
+        swept = phase == "sweep" or (race.state.whole_sweep and len(race.state.rates) > 1 and seed == 0)
+        part = f"sweep-{lr:g}" if swept else f"seed{seed}"
         folder = race.folder / folders[name] / part
         batch = race.state.batch_size
         trial = old.id if old else store.add_trial(
@@ -275,4 +288,5 @@ def _job(race: Race, entry: Entry) -> dict[str, Any]:
         "batch_size": race.state.batch_size,
         "device": race.state.device,
         "checkpoint_every": race.state.checkpoint_every,
+        "enough": race.state.enough,
     }

@@ -103,10 +103,10 @@ def items(steps: dict[str, int], batch: int, share: float, most: int, *, times: 
     return max(min(least, most), min(most, int(wanted)))
 
 
-def scored_items(steps: dict[str, int], batch: int, source: Any) -> dict[str, int]:
+def scored_items(steps: dict[str, int], batch: int, source: Any, points: int = POINTS) -> dict[str, int]:
     """Items that each main run scores on its curve's points, at the end on validation, and on test."""
     count = source.counts
-    points = max(1, min(POINTS, min(steps.values())))
+    points = max(1, min(points, min(steps.values())))
     return {
         "points": points,
         "curve": items(steps, batch, CURVE, count["validation"], times=points, least=min(batch, 8)),

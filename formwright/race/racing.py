@@ -7,6 +7,7 @@ import fcntl
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def race(
     contenders    expressions, bare mixers (which get the default stack of `depth` blocks), `file.py:Class`
     data_spec     what formwright.data.open takes, with data_options
     budget        a time, of the whole race ("10m"); or steps, tokens or macs, of each main run ("500steps")
-    size, match   parameters ("2M"), and what is held equal: "params", "macs" or "time"
+    size, match   parameters ("2M"), and what is held equal: "params", "macs", "state" (of decoding) or "time"
     seeds         how many seeds each contender is trained with
     lr, rates     "auto": the best of `rates`, found by a sweep that takes a quarter of the training; or a number
     batch_tokens  tokens of everyone's batch (2048; 16384 where there is an accelerator)
@@ -86,39 +87,52 @@ def race(
             batch_tokens=batch_tokens, workers=workers, threads=threads, device=device, measure=measure,
             checkpoint_every=checkpoint_every, runs=Path(runs), name=name, command=command, listen=listen, began=began,
         )  # fmt: skip
-    with _alone(under_way.folder):
+    state = under_way.state
+    hold(under_way, lambda: many(engine, state.workers, state.threads, state.device, address))
+    return under_way.id
+
+
+def many(
+    engine: str, workers: int, threads: int, device: str | None = None, address: str | None = None
+) -> AbstractContextManager[RunJobs]:
+    """The engine of that name, which works on `workers` jobs at a time."""
+    gpus = accelerators() if device is None else 0
+    if engine == "ray":
+        return ray_engine(workers, threads, address=address, gpus=gpus)
+    return local_engine(workers, threads, gpus=gpus)
+
+
+def hold(under_way: Race, engine: Callable[[], AbstractContextManager[RunJobs]]) -> None:
+    """Hold a race, from wherever it stands to its end, on the engine that `engine()` opens; its store is closed then.
+
+    Raises what `race` raises once it has begun."""
+    with alone(under_way.folder):
         try:
-            _run(under_way, engine, address)
+            _run(under_way, engine)
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             save_state(under_way)
             store.update_race(under_way.conn, under_way.id, status=status)
-            listen({"event": "end", "race": under_way.id, "status": status})
+            under_way.listen({"event": "end", "race": under_way.id, "status": status})
             raise
         finally:
             under_way.conn.close()
-    return under_way.id
 
 
-def _run(race: Race, engine: str, address: str | None) -> None:
+def _run(race: Race, engine: Callable[[], AbstractContextManager[RunJobs]]) -> None:
     """All phases, from wherever the race stands."""
     state = race.state
     store.update_race(race.conn, race.id, status="running", finished=None)
-    gpus = accelerators() if state.device is None else 0
     # A core is left to the machine's other work: threads that wait for one that is held up can be 50 times as slow.
     threads = max(1, cores() - 1)
-    alone = functools.partial(local_engine, 1, threads, gpus=min(gpus, 1))
-    if engine == "ray":
-        many = functools.partial(ray_engine, state.workers, state.threads, address=address, gpus=gpus)
-    else:
-        many = functools.partial(local_engine, state.workers, state.threads, gpus=gpus)
-    with many() as run_jobs:
+    one = functools.partial(local_engine, 1, threads, gpus=min(accelerators(), 1) if state.device is None else 0)
+    with engine() as run_jobs:
         if not state.sized:
             _size_by_time(race, run_jobs)
         phases.calibrate(race, run_jobs)
         phases.sweep(race, run_jobs)
         phases.main_runs(race, run_jobs)
-    phases.measure(race, alone, threads)
+    phases.measure(race, one, threads)
     if not race.running:
         store.update_race(race.conn, race.id, status="failed", finished=store.now())
         reasons = "\n".join(f"{entry.name}: {entry.error}" for entry in race.entries)
@@ -153,11 +167,12 @@ def _size_by_time(race: Race, run_jobs: RunJobs) -> None:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the race against other processes. The system lets go of the lock when this one ends, however it ends."""
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the folder of a race or bench against other processes. The system lets go of the lock when this one ends,
+    however it ends."""
     with (folder / "lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RaceProblem(f"race {folder.name} is under way in another process: wait for it, or stop it") from None
+            raise RaceProblem(f"{folder.name} is under way in another process: wait for it, or stop it") from None
         yield

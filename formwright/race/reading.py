@@ -1,4 +1,4 @@
-"""Reading a store of races: one race as a tree, all of them, or the one that a user's word names.
+"""Reading a store of races: one race or bench as a tree, all of them, or the one that a user's word names.
 
 Each read is one snapshot, so that a race still being written by another process is seen at one moment.
 """
@@ -11,7 +11,7 @@ import math
 import sqlite3
 from pathlib import Path
 
-from formwright.race.records import Contender, Measured, Point, Race, RaceNotFound, Sample, Trial
+from formwright.race.records import Bench, Contender, Measured, Point, Race, RaceNotFound, Sample, Trial
 
 
 def load_race(conn: sqlite3.Connection, race: str) -> Race:
@@ -41,7 +41,32 @@ def list_races(conn: sqlite3.Connection) -> list[Race]:
     """All races, newest first, each with its contenders and trials but without points, costs and samples."""
     with conn:
         conn.execute("BEGIN")
-        return _trees(conn, "", ())
+        return _trees(conn, "WHERE bench IS NULL", ())
+
+
+def load_bench(conn: sqlite3.Connection, bench: str) -> Bench:
+    """A bench with its races, each as `list_races` gives them. Raises RaceNotFound for an id that is not there."""
+    found = [each for each in list_benches(conn) if each.id == bench]
+    if not found:
+        raise RaceNotFound(f"there is no bench '{bench}' in {_file(conn)}")
+    return found[0]
+
+
+def list_benches(conn: sqlite3.Connection) -> list[Bench]:
+    """All benches, newest first, with their races."""
+    with conn:
+        conn.execute("BEGIN")
+        races = _trees(conn, "WHERE bench IS NOT NULL", ())
+        benches = []
+        for id, created, finished, status, suite, options, machine in conn.execute(
+            "SELECT * FROM benches ORDER BY julianday(created) DESC, rowid DESC"
+        ):
+            mine = [race for race in reversed(races) if race.bench == id]
+            home = _file(conn).parent / id
+            benches.append(
+                Bench(id, created, finished, status, suite, json.loads(options), json.loads(machine), home, mine)
+            )
+    return benches
 
 
 def find_race(conn: sqlite3.Connection, what: str | Path) -> str:
@@ -49,34 +74,53 @@ def find_race(conn: sqlite3.Connection, what: str | Path) -> str:
 
     Raises RaceNotFound, naming the nearest ids, when none or several answer.
     """
-    ids = [row[0] for row in conn.execute("SELECT id FROM races ORDER BY julianday(created) DESC, rowid DESC")]
-    what = str(what)
+    newest = "ORDER BY julianday(created) DESC, rowid DESC"
+    ids = [row[0] for row in conn.execute(f"SELECT id FROM races {newest}")]
     if not ids:
         raise RaceNotFound(f"there is no race in {_file(conn)} yet: start one with `formwright race`")
+    alone = [row[0] for row in conn.execute(f"SELECT id FROM races WHERE bench IS NULL {newest}")]
+    return _named(conn, str(what), ids, (alone or ids)[0], "race")
+
+
+def find_bench(conn: sqlite3.Connection, what: str | Path) -> str:
+    """The id of the bench that `what` names, as for find_race."""
+    ids = [row[0] for row in conn.execute("SELECT id FROM benches ORDER BY julianday(created) DESC, rowid DESC")]
+    if not ids:
+        raise RaceNotFound(f"there is no bench in {_file(conn)} yet: start one with `formwright bench`")
+    return _named(conn, str(what), ids, ids[0], "bench")
+
+
+def _named(conn: sqlite3.Connection, what: str, ids: list[str], latest: str, kind: str) -> str:
+    """The one of these ids, newest first, that `what` names."""
     if what in ids:
         return what
     if what == "latest":
-        return ids[0]
+        return latest
     if Path(what).exists():
-        inside = [folder.name for folder in (Path(what).resolve(), *Path(what).resolve().parents) if folder.name in ids]
+        home = _file(conn).parent.resolve()
+        folders = [home / id for id in ids]
+        inside = [f for f in (Path(what).resolve(), *Path(what).resolve().parents) if f in folders]
         if inside:
-            return inside[0]
+            return ids[folders.index(inside[0])]
     starting = [id for id in ids if what and id.startswith(what)]
     if len(starting) == 1:
         return starting[0]
     if starting:
-        raise RaceNotFound(f"'{what}' is the start of {len(starting)} races: {_few(starting)}. Write more of the id")
+        many = "benches" if kind == "bench" else "races"
+        raise RaceNotFound(f"'{what}' is the start of {len(starting)} {many}: {_few(starting)}. Write more of the id")
     near = difflib.get_close_matches(what, ids, n=3, cutoff=0.4) or ids[:3]
-    raise RaceNotFound(f"there is no race '{what}'; the nearest are {_few(near)} (or say 'latest')")
+    raise RaceNotFound(f"there is no {kind} '{what}'; the nearest are {_few(near)} (or say 'latest')")
 
 
 def _trees(conn: sqlite3.Connection, where: str, values: tuple) -> list[Race]:
     home = _file(conn).parent
     races: dict[str, Race] = {}
-    for id, created, finished, status, data, *json_columns in conn.execute(
+    for id, created, finished, status, data, options, machine, source, bench, ability in conn.execute(
         f"SELECT * FROM races {where} ORDER BY julianday(created) DESC, rowid DESC", values
     ):
-        races[id] = Race(id, created, finished, status, data, *map(json.loads, json_columns), folder=home / id)
+        loaded = map(json.loads, (options, machine, source))
+        place = {"folder": home / id, "bench": bench, "ability": ability}
+        races[id] = Race(id, created, finished, status, data, *loaded, **place)
     for race, tree in races.items():
         rows = conn.execute("SELECT * FROM contenders WHERE race = ? ORDER BY position, name", (race,))
         tree.contenders = [Contender(*row[1:]) for row in rows]

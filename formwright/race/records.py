@@ -1,4 +1,4 @@
-"""The tables of a store of races, and a race as a tree of plain records, which every report is made from."""
+"""The tables of a store of races, and races and benches as trees of plain records, which every report is made from."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-VERSION = 1  # PRAGMA user_version of the file; raise it with every change of SCHEMA
+VERSION = 2  # PRAGMA user_version of the file; raise it with every change of SCHEMA, and say in MIGRATIONS what changed
 
 SCHEMA = """
 CREATE TABLE races (
     id TEXT PRIMARY KEY, created TEXT NOT NULL, finished TEXT, status TEXT NOT NULL, data TEXT NOT NULL,
-    options TEXT NOT NULL, machine TEXT NOT NULL, source TEXT NOT NULL);
+    options TEXT NOT NULL, machine TEXT NOT NULL, source TEXT NOT NULL, bench TEXT REFERENCES benches(id),
+    ability TEXT);
+CREATE TABLE benches (
+    id TEXT PRIMARY KEY, created TEXT NOT NULL, finished TEXT, status TEXT NOT NULL, suite TEXT NOT NULL,
+    options TEXT NOT NULL, machine TEXT NOT NULL);
 CREATE TABLE contenders (
     race TEXT NOT NULL REFERENCES races(id), name TEXT NOT NULL, position INTEGER NOT NULL, text TEXT NOT NULL,
-    expression TEXT, dim INTEGER, params INTEGER, macs INTEGER, folder TEXT, error TEXT, PRIMARY KEY (race, name));
+    expression TEXT, dim INTEGER, params INTEGER, macs INTEGER, folder TEXT, error TEXT,
+    state_bytes INTEGER, PRIMARY KEY (race, name));
 CREATE TABLE trials (
     id INTEGER PRIMARY KEY, race TEXT NOT NULL, contender TEXT NOT NULL,
     phase TEXT NOT NULL CHECK (phase IN ('sweep', 'main')), seed INTEGER NOT NULL, lr REAL, steps INTEGER,
@@ -39,13 +44,24 @@ CREATE TABLE samples (
 CREATE INDEX samples_of_race ON samples (race, contender);
 """
 
+MIGRATIONS = {  # what brings a file of that version to the next one
+    1: """
+CREATE TABLE benches (
+    id TEXT PRIMARY KEY, created TEXT NOT NULL, finished TEXT, status TEXT NOT NULL, suite TEXT NOT NULL,
+    options TEXT NOT NULL, machine TEXT NOT NULL);
+ALTER TABLE races ADD COLUMN bench TEXT REFERENCES benches(id);
+ALTER TABLE races ADD COLUMN ability TEXT;
+ALTER TABLE contenders ADD COLUMN state_bytes INTEGER;
+""",
+}
+
 
 class StoreError(ValueError):
     """The file can't serve as a store of races. The message says why and what to do."""
 
 
 class RaceNotFound(LookupError):
-    """No race, or more than one, answers to what was asked for. The message names the nearest ones."""
+    """No race or bench, or more than one, answers to what was asked for. The message names the nearest ones."""
 
 
 @dataclass
@@ -109,7 +125,8 @@ class Sample:
 
 @dataclass
 class Contender:
-    """One architecture of a race, with everything that happened to it."""
+    """One architecture of a race, with everything that happened to it. `state_bytes` are by formula: what decoding
+    keeps of one row after the data's length, None where it doesn't decode."""
 
     name: str
     position: int
@@ -120,6 +137,7 @@ class Contender:
     macs: int | None
     folder: str | None
     error: str | None
+    state_bytes: int | None = None
     trials: list[Trial] = field(default_factory=list)
     costs: list[Measured] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
@@ -127,7 +145,7 @@ class Contender:
 
 @dataclass
 class Race:
-    """A race as a tree; `folder` is where its models and its report lie."""
+    """A race as a tree; `folder` is where its models and its report lie, `bench` and `ability` what it is part of."""
 
     id: str
     created: str
@@ -139,3 +157,21 @@ class Race:
     source: dict[str, Any]
     folder: Path
     contenders: list[Contender] = field(default_factory=list)
+    bench: str | None = None
+    ability: str | None = None
+
+
+@dataclass
+class Bench:
+    """A suite of races on the same contenders, one race an ability, in the order they were run. `options` hold the
+    abilities as they were defined then, the contenders' texts, and what was asked for."""
+
+    id: str
+    created: str
+    finished: str | None
+    status: str
+    suite: str
+    options: dict[str, Any]
+    machine: dict[str, Any]
+    folder: Path
+    races: list[Race] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Sizing: the width of each contender, so that all are equal in parameters, multiply-adds or time.
+"""Sizing: the width of each contender, so that all are equal in parameters, multiply-adds, decode state or time.
 
 The figure f(D) grows with the width D. Widths are tried in multiples of 16, then 8; where that grid is too coarse, the
 expansion of channel mixers is tuned, by at most a quarter; then come multiples of 4 and 2, and these tuned. Widths that
@@ -25,6 +25,7 @@ TOLERANCE = 0.03
 FIRST_DIM = 128  # of the first contender, where neither size nor width is given
 STRETCH = 1.25
 WIDEST = 16384
+WIDEST_STATE = 1024  # where states are matched: a small state must not be made up for by a giant model
 SIZE = re.compile(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*([kKmMbBgG]?)\s*")
 PREFIXES = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9}
 
@@ -45,10 +46,10 @@ def equalise(
 
     size   parameters that the first contender gets (all, with match="params"); None: what it has at its own width, or
            at 128
-    match  "params", "macs" (multiply-adds of one forward), or "time", for which this gives the equal parameters that
-           `equal_time` starts from
+    match  "params", "macs" (multiply-adds of one forward), "state" (bytes that decoding keeps after the data's length),
+           or "time", for which this gives the equal parameters that `equal_time` starts from
 
-    A contender that can't be built gets an `error`. Raises RaceProblem where none can."""
+    A contender that can't be built gets an `error`."""
     sized: list[Entry] = []
     notes: list[str] = []
     target: float | None = None
@@ -60,19 +61,14 @@ def equalise(
             by = "params" if target is None and size is not None else match
             goal = size if target is None else target
             done, note = fit_to(entry, source, goal, by)
+            reached = float(_figure(done, match))
         except (BuildProblem, ValueError) as error:
             sized.append(replace(entry, error=str(error)))
             continue
         if target is None:
-            if match == "params":
-                target = float(size if size is not None else done.params)
-            else:
-                target = float(_figure(done, source, match))
+            target = float(size) if match == "params" and size is not None else reached
         sized.append(done)
         notes += note
-    if all(entry.error for entry in sized):
-        reasons = "\n".join(f"{entry.name}: {entry.error}" for entry in sized)
-        raise RaceProblem(f"none of the contenders can be built on {source.name}\n{reasons}")
     return sized, notes
 
 
@@ -81,9 +77,9 @@ def fit_to(entry: Entry, source: Any, target: float | None, match: str) -> tuple
     own = written_dim(entry.tree, source)
     if own is not None or target is None:
         done = at_width(entry, source, own or _first_width(entry, source), 1.0)
-        if target is None or abs(_figure(done, source, match) / target - 1) <= TOLERANCE:
+        if target is None or abs(_figure(done, match) / target - 1) <= TOLERANCE:
             return done, []
-        words = f"{_words(_figure(done, source, match), match)}, not {_words(target, match)}"
+        words = f"{_words(_figure(done, match), match)}, not {_words(target, match)}"
         return done, [f"{entry.name} keeps the width dim={own} that its text gives: {words}."]
     _first_width(entry, source)  # raises, with the reasons, where no width would help
     seen: dict[tuple[int, float], float | None] = {}
@@ -91,12 +87,15 @@ def fit_to(entry: Entry, source: Any, target: float | None, match: str) -> tuple
     def figure(dim: int, stretch: float = 1.0) -> float | None:
         if (dim, stretch) not in seen:
             try:
-                seen[dim, stretch] = _figure(at_width(entry, source, dim, stretch), source, match)
+                seen[dim, stretch] = _figure(at_width(entry, source, dim, stretch), match)
             except BuildProblem:
                 seen[dim, stretch] = None
         return seen[dim, stretch]
 
-    dim, stretch, reached = choose(figure, target, tunable=bool(_channels(entry.tree)))
+    if match == "state":
+        dim, stretch, reached = choose(figure, target, tunable=False, widest=WIDEST_STATE)
+    else:
+        dim, stretch, reached = choose(figure, target, tunable=bool(_channels(entry.tree)))
     if dim == 0:
         raise RaceProblem(f"no width from 2 to {WIDEST} suits {entry.name}")
     done = at_width(entry, source, dim, stretch)
@@ -109,7 +108,9 @@ def fit_to(entry: Entry, source: Any, target: float | None, match: str) -> tuple
     ]
 
 
-def choose(figure: Callable[[int, float], float | None], target: float, *, tunable: bool) -> tuple[int, float, float]:
+def choose(
+    figure: Callable[[int, float], float | None], target: float, *, tunable: bool, widest: int = WIDEST
+) -> tuple[int, float, float]:
     """(width, stretch of expansions, figure) nearest to the target; width 0 where every one is refused.
 
     figure(dim, stretch) is None where a part refuses that width."""
@@ -121,7 +122,7 @@ def choose(figure: Callable[[int, float], float | None], target: float, *, tunab
         found.extend(rows)
         return bool(rows) and min(rows)[0] <= CLOSE
 
-    centre = _crossing(figure, target)
+    centre = _crossing(figure, target, widest)
     for step, then_tuned in ((16, False), (8, tunable), (4, False), (2, tunable)):
         widths = around(centre, step)
         if look(widths):
@@ -144,22 +145,26 @@ def at_width(entry: Entry, source: Any, dim: int, stretch: float) -> Entry:
     tree = tree if stretch == 1 else _stretched(tree, dim, stretch)
     full = complete(tree, source, dim=dim)
     model = build_unfilled(full, source, None)
-    macs = model.cost(source.shape).macs
+    cost = model.cost(source.shape)
     return replace(
         entry,
         expression=model.expression,
         dim=model.dim,
         params=parameter_count(model),
-        macs=round(macs / source.tokens_per_item),
+        macs=round(cost.macs / source.tokens_per_item),
+        state_bytes=cost.state_bytes if model.causal else None,
     )
 
 
-def _figure(entry: Entry, source: Any, match: str) -> float:
-    return entry.macs if match == "macs" else entry.params
+def _figure(entry: Entry, match: str) -> float:
+    if match == "state" and not entry.state_bytes:
+        raise RaceProblem(f"{entry.name} keeps no decode state on these data, so that none can be matched: use params")
+    return {"macs": entry.macs, "state": entry.state_bytes}.get(match, entry.params)
 
 
 def _words(value: float, match: str) -> str:
-    return f"{value:,.0f} multiply-adds a token" if match == "macs" else f"{value:,.0f} parameters"
+    what = {"macs": "multiply-adds a token", "state": "bytes of decode state"}.get(match, "parameters")
+    return f"{value:,.0f} {what}"
 
 
 def _first_width(entry: Entry, source: Any) -> int:
@@ -174,7 +179,7 @@ def _first_width(entry: Entry, source: Any) -> int:
     raise refused
 
 
-def _crossing(figure: Callable, target: float) -> float:
+def _crossing(figure: Callable, target: float, widest: int) -> float:
     """The width near which the figure passes the target, by bisection over multiples of 16."""
 
     def accepted(dim: int) -> tuple[int, float] | None:
@@ -182,7 +187,7 @@ def _crossing(figure: Callable, target: float) -> float:
         return next(((d, v) for d in range(dim, dim + 97, 4) if (v := figure(d, 1.0)) is not None), None)
 
     low, high = 16, 32
-    while high < WIDEST and ((found := accepted(high)) is None or found[1] < target):
+    while high < widest and ((found := accepted(high)) is None or found[1] < target):
         low, high = high, 2 * high
     while high - low > 16:
         middle = (low + high) // 32 * 16
@@ -191,6 +196,8 @@ def _crossing(figure: Callable, target: float) -> float:
     (a, at_a), (b, at_b) = accepted(low) or (low, 0.0), accepted(high) or (high, 0.0)
     if not 0 < at_a < at_b:
         return (low + high) / 2
+    if at_b < target and high >= widest:
+        return high
     return max(2.0, a * (target / at_a) ** (math.log(b / a) / math.log(at_b / at_a)))
 
 

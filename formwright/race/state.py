@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from formwright import lang, parts
-from formwright.race import store
+from formwright.race import plan, store
 from formwright.race.contenders import Entry
 from formwright.train.budget import Budget
 
 
 @dataclass
 class State:
-    """What a race must remember besides its results, kept in plan.json: how its data are opened, what was planned."""
+    """What a race must remember besides its results, kept in plan.json: how its data are opened, what was planned.
+
+    whole_sweep  sweep runs are as long as main runs, and the chosen one is the main run of seed 0
+    enough       a validation score at which runs end early; samples: whether main runs make some"""
 
     source: dict[str, Any]
     fingerprint: str
@@ -33,6 +36,10 @@ class State:
     measure: bool
     checkpoint_every: float
     sized: bool
+    whole_sweep: bool = False
+    enough: float | None = None
+    samples: bool = True
+    points: int = plan.POINTS
     spent: float = 0.0
     speeds: dict[str, dict[str, float]] = field(default_factory=dict)
     sweep: dict[str, int] = field(default_factory=dict)

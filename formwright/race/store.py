@@ -18,10 +18,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from formwright.race.reading import find_race, list_races, load_race
+from formwright.race.opening import open_store, store_path
+from formwright.race.reading import find_bench, find_race, list_benches, list_races, load_bench, load_race
 from formwright.race.records import (
-    SCHEMA,
     VERSION,
+    Bench,
     Contender,
     Measured,
     Point,
@@ -33,75 +34,13 @@ from formwright.race.records import (
 )
 
 __all__ = [
-    "Contender", "Measured", "Point", "Race", "RaceNotFound", "Sample", "StoreError", "Trial", "add_contender",
-    "add_cost", "add_points", "add_sample", "add_trial", "create_race", "find_race", "list_races", "load_race",
-    "now", "open_store", "store_path", "update_contender", "update_race", "update_trial",
+    "VERSION", "Bench", "Contender", "Measured", "Point", "Race", "RaceNotFound", "Sample", "StoreError", "Trial",
+    "add_contender", "add_cost", "add_points", "add_sample", "add_trial", "create_bench", "create_race", "find_bench",
+    "find_race", "list_benches", "list_races", "load_bench", "load_race", "now", "open_store", "remove_race",
+    "store_path", "update_bench", "update_contender", "update_race", "update_trial",
 ]  # fmt: skip
 
-BUSY_SECONDS = 30.0  # how long a write waits for another process's write before it gives up
-
-
-def open_store(path: str | Path, *, create: bool = True) -> sqlite3.Connection:
-    """Open the store at `path`, made if it is missing and `create` is set. Readers and one writer may share it.
-
-    Raises FileNotFoundError when it is missing and may not be made, StoreError when the file is no store or was written
-    by a newer formwright.
-    """
-    path = Path(path)
-    if not create and not path.exists():
-        raise FileNotFoundError(f"there is no race yet: {path} does not exist. Start one with `formwright race`")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        conn = sqlite3.connect(path, timeout=BUSY_SECONDS)
-    except sqlite3.OperationalError as error:
-        raise StoreError(f"cannot open the store of races at {path}: {error}") from error
-    try:
-        _prepare(conn, path)
-    except sqlite3.DatabaseError as error:
-        conn.close()
-        raise StoreError(f"cannot use {path} as a store of races: {error}") from error
-    except StoreError:
-        conn.close()
-        raise
-    return conn
-
-
-def _prepare(conn: sqlite3.Connection, path: Path) -> None:
-    version = conn.execute("PRAGMA user_version").fetchone()[0]
-    if version > VERSION:
-        raise StoreError(
-            f"{path} was written by a newer formwright (schema {version}, this one knows {VERSION}): "
-            "upgrade formwright, or choose another folder for the runs"
-        )
-    conn.execute("PRAGMA foreign_keys = ON")
-    if version == VERSION:
-        return
-    if conn.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()[0]:
-        # Another process may have made the tables since user_version was read; otherwise the file is someone else's.
-        if conn.execute("PRAGMA user_version").fetchone()[0] == VERSION:
-            return
-        raise StoreError(f"{path} is an SQLite file, but not a store of races: choose another folder for the runs")
-    conn.execute("PRAGMA journal_mode = WAL")
-    conn.isolation_level = None
-    try:
-        conn.execute("BEGIN IMMEDIATE")
-        if conn.execute("PRAGMA user_version").fetchone()[0] < VERSION:
-            for statement in SCHEMA.split(";"):
-                conn.execute(statement)
-            conn.execute(f"PRAGMA user_version = {VERSION}")
-        conn.execute("COMMIT")
-    finally:
-        conn.isolation_level = ""
-
-
-def store_path(what: str, default: str | Path) -> Path:
-    """The store that `what` belongs to: the one beside a run folder (or above a file in it), else `default`."""
-    here = Path(what)
-    if here.exists():
-        for folder in (here.resolve(), *here.resolve().parents):
-            if (folder / "races.sqlite").is_file():
-                return folder / "races.sqlite"
-    return Path(default)
+_TABLES = {"race": "races", "bench": "benches"}
 
 
 def now() -> str:
@@ -119,30 +58,69 @@ def create_race(
     status: str = "running",
     id: str | None = None,
     created: str | None = None,
+    bench: str | None = None,
+    ability: str | None = None,
 ) -> str:
     """Write a new race and return its id, made of the data's name and the time unless `id` is given.
 
     Raises ValueError when a race of that id exists.
     """
     created = created or now()
-    taken = {row[0] for row in conn.execute("SELECT id FROM races")}
-    if id in taken:
-        raise ValueError(f"a race with the id '{id}' exists: choose another id")
-    if id is None:
-        stem = re.sub(r"[^a-z0-9]+", "-", Path(data).stem.lower()).strip("-")[:32].rstrip("-") or "race"
-        first = f"{stem}-{datetime.fromisoformat(created):%Y%m%d-%H%M%S}"
-        id = next(name for name in [first, *(f"{first}-{n}" for n in range(2, 1000))] if name not in taken)
-    row = (id, created, status, data, _dump(options), _dump(machine), _dump(source))
+    id = _free_id(conn, id, Path(data).stem, created)
+    row = (id, created, status, data, _dump(options), _dump(machine), _dump(source), bench, ability)
     with conn:
         conn.execute(
-            "INSERT INTO races (id, created, status, data, options, machine, source) VALUES (?, ?, ?, ?, ?, ?, ?)", row
+            "INSERT INTO races (id, created, status, data, options, machine, source, bench, ability)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            row,
         )
     return id
+
+
+def create_bench(
+    conn: sqlite3.Connection, suite: str, *, options: dict[str, Any], machine: dict[str, Any], id: str | None = None
+) -> str:
+    """Write a new bench and return its id, made of the suite's name and the time unless `id` is given.
+
+    Raises ValueError when a bench or race of that id exists.
+    """
+    created = now()
+    id = _free_id(conn, id, suite, created)
+    row = (id, created, "running", suite, _dump(options), _dump(machine))
+    with conn:
+        conn.execute(
+            "INSERT INTO benches (id, created, status, suite, options, machine) VALUES (?, ?, ?, ?, ?, ?)", row
+        )
+    return id
+
+
+def update_bench(conn: sqlite3.Connection, bench: str, **changes: Any) -> None:
+    """Change named columns of a bench: finished, status, options."""
+    _update(conn, "benches", {"id": bench}, changes, ("finished", "status", "options"))
+
+
+def _free_id(conn: sqlite3.Connection, id: str | None, stem: str, created: str) -> str:
+    """`id`, or one made of `stem` and the time, that no race or bench has. Raises ValueError where `id` is taken."""
+    taken = {row[0]: kind for kind in ("race", "bench") for row in conn.execute(f"SELECT id FROM {_TABLES[kind]}")}
+    if id in taken:
+        raise ValueError(f"a {taken[id]} with the id '{id}' exists: choose another id")
+    if id is not None:
+        return id
+    stem = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:32].rstrip("-") or "race"
+    first = f"{stem}-{datetime.fromisoformat(created):%Y%m%d-%H%M%S}"
+    return next(name for name in [first, *(f"{first}-{n}" for n in range(2, 1000))] if name not in taken)
 
 
 def update_race(conn: sqlite3.Connection, race: str, **changes: Any) -> None:
     """Change named columns of a race: finished, status, data, options, machine, source."""
     _update(conn, "races", {"id": race}, changes, ("finished", "status", "data", "options", "machine", "source"))
+
+
+def remove_race(conn: sqlite3.Connection, race: str) -> None:
+    """Take out a race that has no trials yet."""
+    with conn:
+        conn.execute("DELETE FROM contenders WHERE race = ?", (race,))
+        conn.execute("DELETE FROM races WHERE id = ?", (race,))
 
 
 def add_contender(
@@ -158,21 +136,21 @@ def add_contender(
     macs: int | None = None,
     folder: str | None = None,
     error: str | None = None,
+    state_bytes: int | None = None,
 ) -> None:
     """Write one contender: `text` as the user wrote it, `macs` per token, `position` the next free one unless given."""
     with conn:
         if position is None:
             position = conn.execute("SELECT count(*) FROM contenders WHERE race = ?", (race,)).fetchone()[0]
         conn.execute(
-            "INSERT INTO contenders (race, name, position, text, expression, dim, params, macs, folder, error)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            _plain((race, name, position, text, expression, dim, params, macs, folder, error)),
+            "INSERT INTO contenders VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            _plain((race, name, position, text, expression, dim, params, macs, folder, error, state_bytes)),
         )
 
 
 def update_contender(conn: sqlite3.Connection, race: str, name: str, **changes: Any) -> None:
-    """Change named columns of a contender: expression, dim, params, macs, folder, error."""
-    columns = ("expression", "dim", "params", "macs", "folder", "error")
+    """Change named columns of a contender: expression, dim, params, macs, folder, error, state_bytes."""
+    columns = ("expression", "dim", "params", "macs", "folder", "error", "state_bytes")
     _update(conn, "contenders", {"race": race, "name": name}, changes, columns)
 
 

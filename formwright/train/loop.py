@@ -23,7 +23,19 @@ from formwright.train.divergence import Diverged
 from formwright.train.interrupt import Interrupt, interruptible
 from formwright.train.plan import planned_steps
 from formwright.train.recipe import Recipe
-from formwright.train.run import Fit, Listener, Run, begin, do_step, record, restore, save, step_rate, validate
+from formwright.train.run import (
+    Fit,
+    Listener,
+    Run,
+    begin,
+    do_step,
+    good_enough,
+    record,
+    restore,
+    save,
+    step_rate,
+    validate,
+)
 from formwright.train.schedule import warmup_steps
 from formwright.train.step import own_randomness
 
@@ -53,6 +65,7 @@ def fit(
     folder: str | Path | None = None,
     resume: bool = False,
     keep_best: bool = False,
+    enough: float | None = None,
     precision: str = "auto",
     device: str | torch.device | None = None,
     on_event: Listener | None = None,
@@ -74,6 +87,7 @@ def fit(
                       `resume` goes on from the last, on CPU with as many threads to the same bits; where there is none
                       it begins
     keep_best         end with the weights of the best evaluation instead of the last
+    enough            end early after an evaluation whose score in the source's metric is this good
     precision         "auto" (bfloat16 where the device has it, float32 on CPU), "float32" or "bfloat16"
     device            such as "cpu" or "cuda:1" (None: Accelerate chooses)
     on_event          is given dictionaries {"event": kind, ...}, of the kinds start, step, evaluation, checkpoint,
@@ -101,6 +115,7 @@ def fit(
         evaluate_every=evaluate_every,
         evaluation_items=evaluation_items,
         keep_best=keep_best,
+        enough=enough,
         precision=choose_precision(precision, ranks.device),
     )
     run = begin(model, source, recipe, str(plan), ranks, folder, on_event)
@@ -158,7 +173,7 @@ def _evaluated(run: Run) -> bool:
 
 
 def _train(run: Run, interrupt: Interrupt, checkpoint_every: float | None, deadline: float | None) -> None:
-    """Steps until the last one or the deadline."""
+    """Steps until the last one, a score that is enough, or the deadline."""
     warm = warmup_steps(run.fit.steps, run.recipe.warmup)
     every, items = _evaluation_every(run), _items_during(run)
     saved, rate = time.perf_counter(), 0.0
@@ -166,6 +181,9 @@ def _train(run: Run, interrupt: Interrupt, checkpoint_every: float | None, deadl
         state = run.fit
         if _validates(run) and state.step and state.step % every == 0 and not _evaluated(run):
             validate(run, items)
+            if good_enough(run):
+                state.stopped = "enough"
+                return
         if checkpoint_every is not None and time.perf_counter() - saved >= checkpoint_every and state.step:
             save(run, "interval")
             saved = time.perf_counter()

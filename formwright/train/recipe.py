@@ -22,6 +22,7 @@ class Recipe:
     evaluate_every: int | None = None
     evaluation_items: int | None = None
     keep_best: bool = False
+    enough: float | None = None
     precision: str = "float32"
 
     def __post_init__(self) -> None:

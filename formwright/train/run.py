@@ -39,7 +39,7 @@ class Fit:
     curve        [{"step", "tokens", "seconds", "loss"}]: training losses, each a mean since the point before
     evaluations  [{"step", "tokens", "seconds", "split", <scores>}]
     best         {"step", <metric>} of the best evaluation, where keep_best was asked for
-    stopped      "finished" or "deadline"; "" while there are steps to do
+    stopped      "finished", "enough" or "deadline"; "" while there are steps to do
     pending      losses since the curve's last point; guard: see divergence.py
     """
 
@@ -150,6 +150,12 @@ def validate(run: Run, limit: int | None, *, final: bool = False) -> None:
             fit.best = {"step": fit.step, metric: scores[metric]}
             tensors = checkpoint.model_tensors(run.model)
             run.best_weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+def good_enough(run: Run) -> bool:
+    """Whether the last evaluation reached the score that the recipe calls enough."""
+    enough, sign = run.recipe.enough, 1 if run.source.lower_is_better else -1
+    return enough is not None and sign * run.fit.scores[run.source.metric] <= sign * enough
 
 
 def save(run: Run, why: str) -> None:

@@ -172,7 +172,7 @@ def test_asking_for_what_is_not_there(finished):
 @pytest.mark.parametrize(
     ("options", "words_in_error"),
     [
-        ({"match": "size"}, "match is params, macs or time"),
+        ({"match": "size"}, "match is params, macs, state or time"),
         ({"engine": "slurm"}, "engine is local or ray"),
         ({"seeds": 0}, "seeds is 0"),
         ({"budget": "soon"}, "no budget"),

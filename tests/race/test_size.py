@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from small import MINE, source
 
-from formwright.contract import parameter_count
+from formwright.build import build
+from formwright.contract import parameter_count, state_bytes
 from formwright.lang import SyntaxProblem, parse
 from formwright.race.contenders import RaceProblem, build_unfilled, check_words, keep_files, read_contenders
 from formwright.race.equal_time import equal_time
@@ -97,8 +99,28 @@ def test_a_width_in_the_text_is_kept_and_told(text):
 def test_one_that_cannot_be_built_is_reported_and_the_rest_go_on(text):
     entries, _ = equalise(read_contenders(["fourier", "pooling"]), text, size=60_000)
     assert "causal" in entries[0].error and entries[1].error is None
-    with pytest.raises(RaceProblem, match=r"none of the contenders[\s\S]*fourier"):
-        equalise(read_contenders(["fourier"]), text)
+    assert all(entry.error for entry in equalise(read_contenders(["fourier"]), text)[0])
+
+
+def test_equal_decode_states(text):
+    entries, notes = equalise(
+        read_contenders(["linear_attention", "attention", "hyena", "identity", "pooling"], depth=1), text, match="state"
+    )
+    states = [entry.state_bytes for entry in entries[:3]]
+    assert entries[0].dim == 128 and max(states) / min(states) <= 1.2, states
+    assert "no decode state" in entries[3].error
+    assert entries[4].dim < 1200 and any("pooling comes no nearer" in note for note in notes)
+    for entry, state in zip(entries, states, strict=False):
+        model = build(entry.expression, text)
+        reached = model.extend(torch.zeros(1, 32, dtype=torch.long), model.empty(1, capacity=32))[1]
+        assert state_bytes(reached) == state
+
+
+def test_a_mixer_stands_where_the_stack_says(text):
+    (entry,) = read_contenders(["attention"], stack="MIXER + bidirectional(MIXER) >> 2*(MIXER + mlp)")
+    assert entry.name == "attention"
+    rope = "attention(position=rope)"
+    assert str(entry.tree) == f"{rope} + bidirectional({rope}) >> 2*({rope} + mlp)"
 
 
 def test_a_size_out_of_reach_is_told(text):

@@ -131,6 +131,67 @@ def test_list_is_newest_first_and_light(conn):
         store.load_race(conn, "elsewhere")
 
 
+OLD = """
+CREATE TABLE races (
+    id TEXT PRIMARY KEY, created TEXT NOT NULL, finished TEXT, status TEXT NOT NULL, data TEXT NOT NULL,
+    options TEXT NOT NULL, machine TEXT NOT NULL, source TEXT NOT NULL);
+CREATE TABLE contenders (
+    race TEXT NOT NULL REFERENCES races(id), name TEXT NOT NULL, position INTEGER NOT NULL, text TEXT NOT NULL,
+    expression TEXT, dim INTEGER, params INTEGER, macs INTEGER, folder TEXT, error TEXT, PRIMARY KEY (race, name));
+CREATE TABLE trials (
+    id INTEGER PRIMARY KEY, race TEXT NOT NULL, contender TEXT NOT NULL, phase TEXT, seed INTEGER, lr REAL,
+    steps INTEGER, batch_size INTEGER, status TEXT, attempts INTEGER, seconds REAL, tokens INTEGER,
+    tokens_per_second REAL, scores TEXT, error TEXT, folder TEXT);
+CREATE TABLE points (trial INTEGER, step INTEGER, tokens INTEGER, seconds REAL, split TEXT, score TEXT, value REAL);
+CREATE TABLE costs (
+    race TEXT, contender TEXT, kind TEXT, length INTEGER, batch INTEGER, milliseconds REAL, low REAL, high REAL,
+    peak_bytes INTEGER, state_bytes INTEGER, macs INTEGER, load REAL);
+CREATE TABLE samples (race TEXT, contender TEXT, seed INTEGER, kind TEXT, content TEXT);
+INSERT INTO races VALUES ('old', '2026-01-01T00:00:00+00:00', NULL, 'done', 'notes.txt', '{"seeds": 1}', '{}', '{}');
+INSERT INTO contenders VALUES ('old', 'a', 0, 'gla', 'gla', 64, 1000, 10, NULL, NULL);
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_store_of_the_first_version_is_brought_to_this_one(tmp_path):
+    path = tmp_path / "races.sqlite"
+    raw = sqlite3.connect(path)
+    raw.executescript(OLD)
+    raw.close()
+    conn = store.open_store(path)
+    old = store.load_race(conn, "old")
+    assert (old.options, old.bench, old.ability, old.contenders[0].dim) == ({"seeds": 1}, None, None, 64)
+    bench = store.create_bench(conn, "quick", options={"seeds": 3}, machine={})
+    race = small_race(conn, id=f"{bench}/recall", bench=bench, ability="recall")
+    store.update_contender(conn, race, "a", state_bytes=640)
+    conn.close()
+    conn = store.open_store(path)
+    (found,) = store.list_benches(conn)
+    assert (found.id, found.suite, found.status, found.options) == (bench, "quick", "running", {"seeds": 3})
+    assert [(r.id, r.ability, r.contenders[0].state_bytes) for r in found.races] == [(race, "recall", 640)]
+    assert found.races[0].folder == tmp_path / bench / "recall"
+    conn.close()
+
+
+def test_races_of_a_bench_stand_under_it(conn, tmp_path):
+    alone = small_race(conn, created="2026-01-02T03:04:05+00:00")
+    bench = store.create_bench(conn, "quick", options={}, machine={}, id="mine")
+    race = small_race(conn, id="mine/recall", bench=bench, ability="recall")
+    assert [r.id for r in store.list_races(conn)] == [alone] and store.find_race(conn, "latest") == alone
+    assert store.find_race(conn, "mine/re") == race and store.find_bench(conn, "latest") == bench
+    (tmp_path / "runs" / "mine" / "recall" / "gla").mkdir(parents=True)
+    assert store.find_race(conn, tmp_path / "runs" / "mine" / "recall" / "gla") == race
+    assert store.find_bench(conn, tmp_path / "runs" / "mine" / "recall") == bench
+    with pytest.raises(store.RaceNotFound, match="no bench 'qick'; the nearest are mine"):
+        store.find_bench(conn, "qick")
+    with pytest.raises(ValueError, match="a bench with the id 'mine' exists"):
+        small_race(conn, id="mine")
+    store.update_bench(conn, bench, status="done", finished=store.now())
+    assert store.load_bench(conn, bench).status == "done"
+    store.remove_race(conn, race)
+    assert store.load_bench(conn, bench).races == []
+
+
 def test_files_that_are_no_store_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no race yet"):
         store.open_store(tmp_path / "none.sqlite", create=False)
