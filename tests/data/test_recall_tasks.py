@@ -1,5 +1,7 @@
 """The labels of recall tasks, found again by brute force from the inputs alone."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ from formwright import data
 from formwright.contract import Layout, Unsupported
 from formwright.data import DataError
 from formwright.data.tasks import TASKS
+from formwright.data.tasks.needle import VOCABULARY
 from formwright.data.tasks.occurrences import first_seen, stands_once
 from formwright.data.tasks.scoring import both, grouped, macro, macro_share, mean_of_rows, per_class, whole_rows
+from formwright.data.tasks.strings import joined, pack, piece
 from formwright.parts import get
 from formwright.train.evaluation import evaluate
 
@@ -292,3 +296,246 @@ def test_the_values_commonest_so_far_are_those_counted():
 def test_refusals(spec, words):
     with pytest.raises(DataError, match=words):
         data.open(spec)
+
+
+# --- strings ----------------------------------------------------------------------------------------------------------
+
+
+def strings(spec, split, count=64):
+    """Each row as text, padding left out, and its wanted places as a text of as many letters, "_" where none is."""
+    for x, y in rows(spec, split, count):
+        signs = [*"abcdefghijklmnopqrstuvwxyz$|.", ""]
+        said = "".join(signs[token] for token in [*x, *(token for token in y[-1:] if token >= 0)])
+        yield said, "".join("_" if wanted < 0 else signs[wanted] for wanted in y)[: len(said)]
+
+
+@pytest.mark.parametrize(("split", "least", "most"), [("validation", 5, 20), ("test", 20, 100)])
+def test_string_copy_wants_its_letters_again(split, least, most):
+    sizes = set()
+    for said, wanted in strings("string_copy()", split, 400):
+        string, again = said.removeprefix("$").split("|")
+        assert again.removesuffix(".") == string and said.startswith("$")
+        assert wanted.rstrip("_") == "_" * (len(string) + 1) + string
+        sizes.add(len(string))
+    assert min(sizes) == least and max(sizes) >= most - 1 and max(sizes) <= most
+
+
+@pytest.mark.parametrize("key", ["prefix", "suffix"])
+@pytest.mark.parametrize("answer", [None, 3])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_ngram_lookup_wants_what_followed_once(key, answer, split):
+    spec = f"ngram_lookup(ngram=2, key='{key}', answer={answer}, lengths_seen=(6, 20), lengths_tested=(20, 60))"
+    places = []
+    for said, wanted in strings(spec, split, 300):
+        assert said[0] == "$"
+        if key == "prefix":
+            gram, string, tail = said[1:].split("|")
+        else:
+            string, tail = said[1:].split("|")
+            gram, tail = tail[:2], tail[2:]
+        assert sum(string.startswith(gram, i) for i in range(len(string))) == 1
+        place = string.index(gram)
+        follows = string[place + 2 :][:answer]
+        assert len(gram) == 2 and follows and tail.removesuffix(".") == follows
+        assert wanted.rstrip("_") == "_" * (len(said) - len(tail) - 1) + follows
+        places.append(place / (len(string) - 2))
+    assert min(places) < 0.1 and max(places) > 0.8
+
+
+@pytest.mark.parametrize("spec", ["string_copy()", "ngram_lookup(ngram=2, packed=150)", "ngram_lookup(key='suffix')"])
+def test_training_rows_are_packed_with_strings(spec):
+    assert data.open(spec).shape == (149 if "150" in spec else 219,)
+    for said, wanted in strings(spec, "train", 100):
+        place = 0
+        for string in said.split(".")[:-1]:
+            assert string[0] == "$"
+            answer = string[string.rindex("|") + 1 :]
+            answer = answer[3 if "suffix" in spec else 0 :]
+            a = place + len(string) - len(answer)
+            assert wanted[a - 1 : a + len(answer)] == answer + "." and set(wanted[place : a - 1]) <= {"_"}
+            place += len(string) + 1
+
+
+def test_guessing_strings_is_the_chance_of_all_letters():
+    source = data.open("ngram_lookup(letters=5, ngram=4, answer=2, lengths_seen=(8, 9), lengths_tested=(10, 12))")
+    counts = [(y >= 0).sum() for y in items(source.options["spec"], "test", 1000)[1]]
+    assert set(counts) == {2, 1} or set(counts) == {2}
+    assert source.baselines["guessing"] == pytest.approx(np.mean([5.0**-n for n in counts]))
+
+
+def test_pieces_are_joined_and_packed_without_gaps():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(1, 9, (6, 3)), rng.integers(1, 9, (6, 4))
+    n, m = rng.integers(0, 4, 6), rng.integers(1, 5, 6)
+    both_pieces = joined(piece(a, n), piece(b, m, wanted=True))
+    whole = [[*a[i, : n[i]], *b[i, : m[i]]] for i in range(6)]
+    for i in range(6):
+        assert both_pieces.tokens[i, : both_pieces.sizes[i]].tolist() == whole[i]
+        assert both_pieces.wanted[i].sum() == m[i] and both_pieces.wanted[i, n[i] : n[i] + m[i]].all()
+    row = pack(both_pieces, 3, 8)
+    for i in range(2):
+        long = [token for string in whole[3 * i : 3 * i + 3] for token in string]
+        assert row.tokens[i, : row.sizes[i]].tolist() == long[:8]
+        fits = np.cumsum([len(s) for s in whole[3 * i : 3 * i + 3]]) <= 8
+        assert row.wanted[i].sum() == (m[3 * i : 3 * i + 3] * fits).sum()
+
+
+def test_phonebook_wants_the_number_of_the_name():
+    for split, least, most in (("train", 4, 20), ("test", 20, 40)):
+        spec, sizes = "phonebook(names=30)", set()
+        for x, y in rows(spec, split, 150):
+            asked = [t for t, wanted in enumerate(y) if wanted >= 0]
+            row = x[: asked[0] + 1]
+            book, line, shots = {}, 0, []
+            while row[14 * line] >= 13:
+                entry = row[14 * line : 14 * line + 14]
+                assert 13 <= entry[0] < 43 <= entry[1] < 73 and entry[2] == 11 and entry[13] == 12
+                assert 7 <= entry[3] <= 10 and all(1 <= d <= 10 for d in entry[3:13])
+                assert tuple(entry[:2]) not in book
+                book[tuple(entry[:2])] = entry[3:13]
+                line += 1
+            rest = row[14 * line + 1 :]
+            for shot in (rest[:14], rest[14:28]):
+                assert book[tuple(shot[:2])] == shot[3:13]
+                shots.append(tuple(shot[:2]))
+            assert rest[28] == 12 and rest[31:] == [11]
+            name = tuple(rest[29:31])
+            assert len({name, *shots}) == 3
+            assert [y[t] for t in asked] == book[name] and asked == list(range(len(row) - 1, len(row) + 9))
+            assert x[asked[0] + 1 : asked[-1] + 1] == book[name][:-1]
+            sizes.add(line)
+        assert min(sizes) == least and max(sizes) in (most, most - 1)
+    first = data.open(spec).baselines["the first number of the book"]
+    assert abs(first - np.mean([1 / n for n in range(20, 41)])) < 0.02
+
+
+# --- needles ----------------------------------------------------------------------------------------------------------
+
+
+def texts(spec, split, count=40):
+    for x, y in rows(spec, split, count):
+        wanted = [t for t in y if t >= 0]
+        assert y[-len(wanted) :] == wanted
+        yield " ".join(VOCABULARY[token] for token in [*x, y[-1]]), [VOCABULARY[token] for token in wanted]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    "spec", ["needle(length_tested=400)", "needle(needles=4, digits=3)", "needle(haystack=needles)"]
+)
+def test_needles_hold_what_is_asked(spec, split):
+    hay = ["the grass is green", "the sky is blue", "the sun is yellow", "here we go", "there and back again"]
+    for text, wanted in texts(spec, split):
+        *sentences, question = text.split(" . ")
+        found, rest = {}, []
+        for sentence in sentences:
+            match = re.fullmatch(r"one of the special magic numbers for (\w+ \w+) is : ((\d ?)+)", sentence)
+            if match:
+                assert match[1] not in found and match[2][0] != "0"
+                found[match[1]] = match[2].split()
+            else:
+                rest.append(sentence)
+        assert rest == [hay[i % 5] for i in range(len(rest))]
+        match = re.fullmatch(
+            r"what is the special magic number for (\w+ \w+) mentioned in the provided text \? "
+            r"the special magic number for (\w+ \w+) mentioned in the provided text is ((\d ?)+)",
+            question,
+        )
+        assert match[1] == match[2] and match[3].split() == wanted == found[match[1]]
+        if "haystack" in spec:
+            assert not rest and len(found) > 10
+        else:
+            assert len(found) == (4 if "4" in spec.split("length")[0] else 1)
+
+
+def test_the_passkey_is_told_twice_and_asked_for():
+    for text, wanted in texts("passkey()", "test"):
+        key = " ".join(wanted)
+        assert text.count(f"the pass key is {key} . remember it . {key} is the pass key .") == 1
+        assert text.endswith(f"what is the pass key ? the pass key is {key}") and len(wanted) == 5
+
+
+@pytest.mark.parametrize("spec", ["needle(needles=3, depth=(0.4, 0.6))", "passkey(depth=(0.4, 0.6))"])
+def test_needles_lie_as_deep_as_asked_and_are_told_by_depth(spec):
+    source = data.open(spec)
+    batch = next(source.evaluation("test", 200))
+    logits = torch.nn.functional.one_hot(batch.targets.clamp(min=0), source.facts["vocab"]).float()
+    logits[:20, -1] = 0
+    scores = source.score(logits, batch.inputs, batch.targets)
+    right, number = scores.pop("string_accuracy")
+    assert number == 200 and 180 <= right < 200
+    assert set(scores) <= {f"string_accuracy at depth 0.{d}" for d in (3, 4, 5, 6)} and len(scores) >= 2
+    assert sum(n for _, n in scores.values()) == 200 and sum(hits for hits, _ in scores.values()) == right
+
+
+def test_every_depth_is_as_likely():
+    source = data.open("passkey(length=512)")
+    batch = source.batch("train", 0, 1000)
+    place = (batch.inputs == VOCABULARY.index("remember")).int().argmax(1).numpy()
+    thirds = np.histogram(place, bins=3, range=(0, batch.inputs.shape[1] - 30))[0]
+    assert thirds.min() > 270
+
+
+def test_needle_rows_fill_their_length():
+    for spec in ("needle()", "needle(needles=5)", "needle(haystack=needles)", "passkey(length=64)"):
+        source = data.open(spec)
+        assert 0 <= (64 if "64" in spec else 256) - source.shape[0] < 20
+    several = data.open("needle(needles=4)").baselines
+    assert abs(several["the first number of the text"] - 1 / 4) < 0.06
+
+
+@pytest.mark.parametrize("places", ["before", "anywhere"])
+def test_copied_tokens_lie_where_said(places):
+    spec = f"copying(length=64, tokens=4, vocab=8, places='{places}')"
+    last = []
+    for x, y in rows(spec, count=400):
+        content = [t for t, token in enumerate(x[:59]) if token < 6]
+        assert [x[t] for t in content] == y[60:] and x[59] == 7 and x[60:] == [6] * 4
+        last.append(content[-1])
+    assert (min(last) == 58) if places == "before" else (min(last) < 40 and np.mean(np.array(last) == 58) < 0.12)
+
+
+@pytest.mark.parametrize(
+    "spec", ["string_copy()", "ngram_lookup()", "phonebook(lines_seen=(4, 6))", "needle()", "passkey()"]
+)
+def test_string_tasks_train_and_are_scored_whole(spec):
+    source = data.open(spec)
+    assert source.metric == "string_accuracy" and 0 < source.baselines["guessing"] < 1e-2
+    model = formwright.build("2*(attention + swiglu)", data=source, dim=32)
+    model.loss(source.batch("train", 0, 4)).backward()
+    scores = evaluate(model, source, "test", 8, limit=8)
+    assert scores["string_accuracy"] == 0 and {"loss", "accuracy"} <= set(scores)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("string_copy(packed=42)", "packed is 42"),
+        ("string_copy(lengths_seen=(0, 4))", "shortest of lengths_seen"),
+        ("ngram_lookup(key='middle')", "'prefix' or 'suffix'"),
+        ("ngram_lookup(ngram=1, letters=3)", "larger ngram"),
+        ("ngram_lookup(lengths_seen=(3, 9))", "at least 4"),
+        ("ngram_lookup(answer=0)", "answer"),
+        ("phonebook(lines_seen=(2, 9))", "at least 3"),
+        ("phonebook(names=6)", "at least 7"),
+        ("needle(haystack='hay')", "'sentences' or 'needles'"),
+        ("needle(length=48)", "take longer rows"),
+        ("needle(needles=30)", "fewer needles"),
+        ("needle(depth=(0.41, 0.42))", "take longer rows"),
+        ("needle(depth=0.5)", "two shares"),
+        ("passkey(depth=(0.6, 0.4))", "two shares"),
+        ("copying(places='far')", "'before' or 'anywhere'"),
+    ],
+)
+def test_refusals_of_strings_and_needles(spec, words):
+    with pytest.raises(DataError, match=words):
+        data.open(spec)
+
+
+@pytest.mark.parametrize("name", ["mqar_mix", "mad_fuzzy_recall", "string_copy", "ngram_lookup", "phonebook", "needle"])
+def test_seeds_and_splits_differ(name):
+    assert (items(name)[0] == items(name)[0]).all()
+    one, other = items(name)[0], items(name, seed=1)[0]
+    assert one.shape != other.shape or (one != other).any()
+    seen = {row.tobytes() for row in items(name, "validation")[0]}
+    assert not seen & {row.tobytes() for row in items(name, "test")[0]}
