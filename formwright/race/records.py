@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-VERSION = 2  # PRAGMA user_version of the file; raise it with every change of SCHEMA, and say in MIGRATIONS what changed
+VERSION = 3  # PRAGMA user_version of the file; raise it with every change of SCHEMA, and say in MIGRATIONS what changed
 
 SCHEMA = """
 CREATE TABLE races (
@@ -33,9 +33,10 @@ CREATE TABLE points (
     split TEXT NOT NULL CHECK (split IN ('train', 'validation')), score TEXT NOT NULL, value REAL,
     PRIMARY KEY (trial, split, score, step)) WITHOUT ROWID;
 CREATE TABLE costs (
-    race TEXT NOT NULL, contender TEXT NOT NULL, kind TEXT NOT NULL CHECK (kind IN ('forward', 'decode', 'prefill')),
+    race TEXT NOT NULL, contender TEXT NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('forward', 'training', 'prefill', 'decode')),
     length INTEGER NOT NULL, batch INTEGER NOT NULL, milliseconds REAL, low REAL, high REAL, peak_bytes INTEGER,
-    state_bytes INTEGER, macs INTEGER, load REAL, PRIMARY KEY (race, contender, kind, length, batch),
+    state_bytes INTEGER, macs INTEGER, load REAL, bytes INTEGER, PRIMARY KEY (race, contender, kind, length, batch),
     FOREIGN KEY (race, contender) REFERENCES contenders(race, name)) WITHOUT ROWID;
 CREATE TABLE samples (
     race TEXT NOT NULL, contender TEXT NOT NULL, seed INTEGER NOT NULL,
@@ -52,6 +53,18 @@ CREATE TABLE benches (
 ALTER TABLE races ADD COLUMN bench TEXT REFERENCES benches(id);
 ALTER TABLE races ADD COLUMN ability TEXT;
 ALTER TABLE contenders ADD COLUMN state_bytes INTEGER;
+""",
+    # SQLite changes no CHECK in place: the table is made anew
+    2: """
+CREATE TABLE costs_now (
+    race TEXT NOT NULL, contender TEXT NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('forward', 'training', 'prefill', 'decode')),
+    length INTEGER NOT NULL, batch INTEGER NOT NULL, milliseconds REAL, low REAL, high REAL, peak_bytes INTEGER,
+    state_bytes INTEGER, macs INTEGER, load REAL, bytes INTEGER, PRIMARY KEY (race, contender, kind, length, batch),
+    FOREIGN KEY (race, contender) REFERENCES contenders(race, name)) WITHOUT ROWID;
+INSERT INTO costs_now SELECT *, NULL FROM costs;
+DROP TABLE costs;
+ALTER TABLE costs_now RENAME TO costs;
 """,
 }
 
@@ -100,7 +113,8 @@ class Trial:
 
 @dataclass
 class Measured:
-    """A measured cost: one contender, one kind of work, one length and batch. macs and bytes are of that work."""
+    """A measured cost: one contender, one kind of work ("forward", "training", "prefill", "decode"), one length and
+    batch. macs and bytes are of that work; `bytes` are those that its operations read and write."""
 
     kind: str
     length: int
@@ -112,6 +126,7 @@ class Measured:
     state_bytes: int | None
     macs: int | None
     load: float | None
+    bytes: int | None = None
 
 
 @dataclass

@@ -211,11 +211,15 @@ def add_cost(
     state_bytes: int | None = None,
     macs: int | None = None,
     load: float | None = None,
+    bytes: int | None = None,
 ) -> None:
-    """Write one measured cost (kind: 'forward', 'decode', 'prefill'); measuring again replaces it."""
-    row = _plain([race, contender, kind, length, batch, milliseconds, low, high, peak_bytes, state_bytes, macs, load])
+    """Write one measured cost (kind: 'forward', 'training', 'prefill', 'decode'); measuring again replaces it."""
+    figures = (milliseconds, low, high, peak_bytes, state_bytes, macs, load, bytes)
     with conn:
-        conn.execute("INSERT OR REPLACE INTO costs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        conn.execute(
+            "INSERT OR REPLACE INTO costs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            _plain([race, contender, kind, length, batch, *figures]),
+        )
 
 
 def add_sample(

@@ -149,6 +149,7 @@ CREATE TABLE costs (
 CREATE TABLE samples (race TEXT, contender TEXT, seed INTEGER, kind TEXT, content TEXT);
 INSERT INTO races VALUES ('old', '2026-01-01T00:00:00+00:00', NULL, 'done', 'notes.txt', '{"seeds": 1}', '{}', '{}');
 INSERT INTO contenders VALUES ('old', 'a', 0, 'gla', 'gla', 64, 1000, 10, NULL, NULL);
+INSERT INTO costs VALUES ('old', 'a', 'decode', 128, 1, 2.5, 2.0, 3.0, 1000, 64, 10, 0.5);
 PRAGMA user_version = 1;
 """
 
@@ -161,6 +162,10 @@ def test_a_store_of_the_first_version_is_brought_to_this_one(tmp_path):
     conn = store.open_store(path)
     old = store.load_race(conn, "old")
     assert (old.options, old.bench, old.ability, old.contenders[0].dim) == ({"seeds": 1}, None, None, 64)
+    (cost,) = old.contenders[0].costs
+    assert (cost.kind, cost.milliseconds, cost.load, cost.bytes) == ("decode", 2.5, 0.5, None)
+    store.add_cost(conn, "old", "a", kind="training", length=128, milliseconds=7.0, bytes=99)
+    assert store.load_race(conn, "old").contenders[0].costs[-1].bytes == 99
     bench = store.create_bench(conn, "quick", options={"seeds": 3}, machine={})
     race = small_race(conn, id=f"{bench}/recall", bench=bench, ability="recall")
     store.update_contender(conn, race, "a", state_bytes=640)
