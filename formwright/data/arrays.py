@@ -90,7 +90,7 @@ def open_arrays(
     if not classes and answers.dtype.kind == "f":
         scale_y = Scale.fit(answers[parts["train"]])
         answers = scale_y.forward(answers)
-    return _read(path, x, answers, names, parts, scale_y, notes, seed)
+    return _read(path, x, answers, names, parts, scale_y, notes, seed, cache)
 
 
 def _named(path: Path, arrays: dict[str, np.ndarray]) -> dict[tuple[str, str], np.ndarray]:
@@ -147,7 +147,7 @@ def _answers(path: Path, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, list
     return codes.astype(np.int64), [str(k) for k in kinds], None
 
 
-def _read(path, x, answers, names, parts, scale, notes, seed) -> Source:
+def _read(path, x, answers, names, parts, scale, notes, seed, cache) -> Source:
     name, whole = path.name, x.dtype.kind in "iub"
     fingerprint = caching.digest("arrays", caching.array_hash(x), caching.array_hash(answers), names, seed)
     if x.dtype.kind not in "iubf":
@@ -162,7 +162,18 @@ def _read(path, x, answers, names, parts, scale, notes, seed) -> Source:
     def plain(embed: str, values: np.ndarray, more: dict) -> Source:
         inputs = torch.from_numpy(values)
         return of_arrays(
-            name, "arrays", embed, inputs, targets, parts, facts | more, notes, names, fingerprint, scale=scale
+            name,
+            "arrays",
+            embed,
+            inputs,
+            targets,
+            parts,
+            facts | more,
+            notes,
+            names,
+            fingerprint,
+            scale=scale,
+            cache=cache,
         )
 
     if x.ndim == 2 and whole and answers.dtype.kind == "i":
@@ -187,7 +198,7 @@ def _read(path, x, answers, names, parts, scale, notes, seed) -> Source:
             raise DataError(f"{path}: pictures are classified; give y as whole numbers or text (n,)")
         pixels = _pixels(path, x, parts["train"])
         notes.append(f"x is read as pictures of {pixels.shape[1]} x {pixels.shape[2]}, {pixels.shape[3]} channels.")
-        return of_pixels(name, "arrays", pixels, answers, parts, names, notes, fingerprint)
+        return of_pixels(name, "arrays", pixels, answers, parts, names, notes, fingerprint, cache=cache)
     if x.ndim == 3:
         steps, variates = x.shape[1:]
         notes.append(

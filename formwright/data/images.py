@@ -179,7 +179,7 @@ def open_images(
     answers = np.full(len(files), -1, dtype=np.int64)
     answers[rows] = [codes[label] for label in labels]
     fingerprint = caching.digest("images", meta["hash"], names, answers.tolist(), seed)
-    return of_pixels(name, "images", pixels, answers, parts, names, notes, fingerprint)
+    return of_pixels(name, "images", pixels, answers, parts, names, notes, fingerprint, cache=cache)
 
 
 def complete(
@@ -210,6 +210,8 @@ def of_pixels(
     names: list[str],
     notes: list[str],
     fingerprint: str,
+    *,
+    cache: str | None = None,
 ) -> Source:
     """Pictures uint8 (n, H, W, C), perhaps memory-mapped, with answers (n,) -> a Source."""
     from formwright.data.table import of_arrays
@@ -239,10 +241,13 @@ def of_pixels(
         rows = np.stack([square(open_picture(f).convert(mode), height) for f in files])
         return normalise(rows), [f.name for f in files]
 
+    def features(rows: np.ndarray) -> np.ndarray:
+        return normalise(pixels[rows]).flatten(1).numpy()
+
     targets = torch.from_numpy(answers)
     facts = {"channels": channels, "image": (height, width), "classes": len(names)}
     source = of_arrays(name, kind, "patches", torch.zeros(0, height, width, channels), targets, parts, facts, notes,
-                       names, fingerprint, scale=scale, prepare=prepare)  # fmt: skip
+                       names, fingerprint, scale=scale, prepare=prepare, features=features, cache=cache)  # fmt: skip
     source.take, source.tokens_per_item = take, height * width
     source.unit = ""
     return source

@@ -113,9 +113,9 @@ def _bundled(name: str, given: dict[str, Any], seed: int, cache: str | None) -> 
 
         _allow(f"{name} is a table", given, ("target",))
         rows, target = bundled.table(name)
-        return open_table(name, rows, [], target=given.get("target", target), seed=seed)
+        return open_table(name, rows, [], target=given.get("target", target), seed=seed, cache=cache)
     _allow(f"{name} is a set of pictures of 8 x 8", given, ())
-    return bundled.digits(seed)
+    return bundled.digits(seed, cache)
 
 
 def _folder(path: Path, given: dict[str, Any], seed: int, cache: str | None) -> Source:
@@ -182,7 +182,7 @@ def _frame(path: Path, given: dict[str, Any], seed: int, cache: str | None) -> S
 
         _allow(f"{path.name} is a table", given, ("target",))
         rows, notes = frame.read_frame(path)
-        return open_table(path.name, rows, notes, target=given["target"], seed=seed)
+        return open_table(path.name, rows, notes, target=given["target"], seed=seed, cache=cache)
     _allow(f"{path.name} is a table or a series", given, ("forecast", "target", "input_length", "splits"))
     rows, _ = frame.read_frame(path)
     shown = ", ".join(rows.columns[:8]) + (", ..." if len(rows.columns) > 8 else "")

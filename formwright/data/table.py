@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from formwright.data import baselines
 from formwright.data import cache as caching
 from formwright.data.frame import numbers, read_frame, times
 from formwright.data.source import DataError, Scale, Source, shuffled
@@ -133,7 +134,9 @@ def classifies(column: pd.Series) -> bool:
     return len(seen) <= FEW and bool((seen == np.rint(seen)).all()) and len(seen) <= 0.5 * len(values)
 
 
-def open_table(name: str, frame: pd.DataFrame, notes: list[str], *, target: str, seed: int = 0) -> Source:
+def open_table(
+    name: str, frame: pd.DataFrame, notes: list[str], *, target: str, seed: int = 0, cache: str | None = None
+) -> Source:
     """A frame and its target column -> a Source. Raises DataError where the target is unknown, has one value only, or
     names every row."""
     notes = list(notes)
@@ -203,6 +206,7 @@ def open_table(name: str, frame: pd.DataFrame, notes: list[str], *, target: str,
         ),
         scale=scale,
         prepare=prepare,
+        cache=cache,
     )
 
 
@@ -220,8 +224,11 @@ def of_arrays(
     *,
     scale: Scale | None = None,
     prepare=None,
+    features: baselines.Features | None = None,
+    cache: str | None = None,
 ) -> Source:
-    """Inputs (rows, ...) with answers, int64 (rows,) classes or float32 (rows, outputs), split by `parts` -> Source."""
+    """Inputs (rows, ...) with answers, int64 (rows,) classes or (rows, N) tokens, or float32 (rows, outputs), split by
+    `parts` -> Source. features are what a linear model is given of inputs that are neither columns nor series."""
     classes = not answers.is_floating_point()
     table = {split: torch.from_numpy(np.asarray(index)) for split, index in parts.items()}
 
@@ -239,6 +246,9 @@ def of_arrays(
             more |= {"mae_in_units": means["mae"] * unit, "rmse_in_units": means["mse"] ** 0.5 * unit}
         return more
 
+    features = features or _features(embed, inputs.numpy(), facts)
+    drawn = caching.digest(fingerprint, {split: caching.array_hash(index) for split, index in parts.items()})
+    scores = baselines.kept(cache, drawn, lambda: baselines.items(answers.numpy(), parts, features))
     shape = tuple(inputs.shape[1:])
     return Source(
         name=name,
@@ -256,10 +266,20 @@ def of_arrays(
         fingerprint=fingerprint,
         notes=notes,
         names=names,
+        baselines=scores,
         scale=scale,
         derive=derive,
         prepare=prepare,
     )
+
+
+def _features(embed: str, inputs: np.ndarray, facts: dict) -> baselines.Features | None:
+    """What a linear model sees of the inputs: columns, each category one, or all of a series; None of tokens."""
+    if embed == "columns":
+        return lambda rows: baselines.encoded(inputs[rows], facts["categories"])
+    if embed == "series":
+        return lambda rows: inputs[rows].reshape(len(rows), -1)
+    return None
 
 
 def _natural(value: str) -> tuple[bool, float, str]:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from formwright.data import baselines
 from formwright.data import cache as caching
 from formwright.data.source import SPLITS, DataError, Source
 
@@ -163,6 +164,11 @@ def open_text(
 
     counts = {split: -(-(size - 1) // length) for split, size in sizes.items()}
     counts["train"] = (sizes["train"] - 1) // length
+    scores = baselines.kept(
+        cache,
+        caching.digest(meta["fingerprint"], bounds),
+        lambda: baselines.text(data[: bounds[1]], data[bounds[2] : bounds[3]]),
+    )
     return Source(
         name=name,
         kind="text",
@@ -179,6 +185,7 @@ def open_text(
         tokens_per_item=length,
         fingerprint=caching.digest("text", meta["fingerprint"], length, vocab),
         notes=notes,
+        baselines=scores,
         codec=codec,
         derive=derive,
     )

@@ -1,5 +1,6 @@
 """Series: standard splits, seasons, the bundled weather; what answers without a model score on all kinds of data."""
 
+import gzip
 import importlib.util
 import math
 
@@ -213,3 +214,96 @@ def test_weather():
     assert 17 <= 6 + day.argmax() <= 22  # the first hour is 6 UTC; then it is afternoon in New York
     assert set(source.baselines) == {"the last value", "a season ago", "the mean of the window", "a ridge regression"}
     assert source.baselines["a ridge regression"] < source.baselines["the last value"] < 1.2
+
+
+def table(rows=400, seed=0):
+    """Colours and sizes whose sum, with noise, is the price; and whether it is high."""
+    rng = np.random.default_rng(seed)
+    colour = rng.integers(0, 3, rows)
+    size = rng.normal(size=rows)
+    price = 5 * colour + 2 * size + rng.normal(0, 0.5, rows)
+    frame = pd.DataFrame({"colour": np.array(["red", "green", "blue"])[colour], "size": size})
+    return frame, price, np.where(price > 6, "high", "low")
+
+
+def test_a_table_to_regress(tmp_path):
+    frame, price, _ = table()
+    source = data.open(save(frame.assign(price=price), tmp_path / "a.csv"), target="price")
+    test = next(source.evaluation("test", 1000)).targets.double()
+    train = next(source.evaluation("train", 1000)).targets.double()
+    scores = source.baselines
+    assert scores["the mean"] == pytest.approx(float(((test - train.mean()) ** 2).mean()), rel=1e-6)
+    noise = (0.5 / price.std()) ** 2
+    assert (
+        0.4 * noise < scores["a ridge regression"] < 2 * noise
+    )  # colours are no numbers, yet fitted as they should be
+    assert list(scores) == ["the mean", "a ridge regression"]
+
+
+def test_a_table_to_classify(tmp_path):
+    frame, _, answer = table()
+    source = data.open(save(frame.assign(answer=answer), tmp_path / "a.csv"), target="answer")
+    test = next(source.evaluation("test", 1000)).targets
+    train = next(source.evaluation("train", 1000)).targets
+    commonest = int(train.bincount().argmax())
+    assert source.baselines["the commonest class"] == pytest.approx(float((test == commonest).double().mean()))
+    assert source.baselines["a logistic regression"] > 0.9 > source.baselines["the commonest class"]
+
+
+def test_arrays_of_every_kind(tmp_path):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 300)
+    series = rng.normal(size=(300, 6, 2))
+    series[:, 2, 1] += 5 * y
+    np.savez(tmp_path / "series.npz", x=series, y=y)
+    found = data.open(tmp_path / "series.npz").baselines
+    assert found["a logistic regression"] > 0.9 > found["the commonest class"]
+    pixels = rng.integers(0, 100, (300, 5, 5)).astype(np.uint8)
+    pixels[:, 1, 1] = 60 * y
+    np.savez(tmp_path / "pixels.npz", x=pixels, y=y)
+    found = data.open(tmp_path / "pixels.npz").baselines
+    assert found["a logistic regression"] > 0.9 > found["the commonest class"]
+    np.savez(tmp_path / "wide.npz", x=rng.integers(0, 256, (300, 40, 40)).astype(np.uint8), y=y)
+    assert list(data.open(tmp_path / "wide.npz").baselines) == ["the commonest class"]
+    np.savez(tmp_path / "tokens.npz", x=rng.integers(0, 9, (300, 6)), y=y)
+    assert list(data.open(tmp_path / "tokens.npz").baselines) == ["the commonest class"]
+    x = rng.integers(0, 9, (300, 6))
+    answers = np.where(rng.random((300, 6)) < 0.7, 4, x)
+    np.savez(tmp_path / "lm.npz", x=x, y=answers)
+    source = data.open(tmp_path / "lm.npz")
+    test = next(source.evaluation("test", 1000)).targets
+    assert source.baselines == {"the commonest token": pytest.approx(float((test == 4).double().mean()))}
+    np.savez(tmp_path / "other.npz", x_train=series[:200], y_train=y[:200], x_test=series[200:], y_test=y[200:])
+    split = data.open(tmp_path / "other.npz").baselines["the commonest class"]
+    drawn = np.bincount(next(data.open(tmp_path / "other.npz").evaluation("train", 1000)).targets).argmax()
+    assert split == pytest.approx((y[200:] == drawn).mean())
+
+
+def test_texts(tmp_path):
+    rng = np.random.default_rng(0)
+    letters = list("etaoin shrdlu")
+    words = "".join(rng.choice(letters, p=np.arange(13, 0, -1) / 91, size=60_000))
+    (tmp_path / "a.txt").write_text(words)
+    source = data.open(tmp_path / "a.txt", length=64)
+    scores = source.baselines
+    share = np.arange(13, 0, -1) / 91
+    entropy = -(share * np.log2(share)).sum()
+    # letters drawn one by one: nothing does better than their entropy
+    assert scores["bytes by themselves"] == pytest.approx(entropy, abs=0.05)
+    assert scores["bytes by the one before"] == pytest.approx(entropy, abs=0.08)
+    test = words.encode()[-source.sizes["test"] :]
+    squeezed = 8 * len(gzip.compress(test, 9)) / len(test)
+    assert scores["gzip"] == pytest.approx(squeezed, abs=0.02) and scores["gzip"] > entropy
+    (tmp_path / "b.txt").write_text("ab" * 5000)
+    scores = data.open(tmp_path / "b.txt", length=64, vocab=300).baselines
+    assert scores["bytes by themselves"] == pytest.approx(1, abs=0.06) and scores["bytes by the one before"] < 0.01
+
+
+def test_a_byte_after_another_has_the_probability_of_its_counts():
+    train, test = np.frombuffer(b"abcabdab", np.uint8), np.frombuffer(b"abz", np.uint8)
+    single = (np.bincount(train, minlength=256) + 1) / (8 + 256)
+    first = (3 + 2 * single[ord("b")]) / (3 + 2)
+    second = (0 + 2 * single[ord("z")]) / (2 + 2)
+    expected = -(np.log2(first) + np.log2(second)) / 2
+    assert baselines.text(train, test)["bytes by the one before"] == pytest.approx(expected)
+    assert baselines.text(train, test)["bytes by themselves"] == pytest.approx(-np.log2(single[test]).mean())
