@@ -56,14 +56,15 @@ def corrected(
     mixed, last = short_convolution(
         mixer.inputs(x), mixer.conv_weight, state=last, offsets=offsets, backend=mixer.backend
     )
-    q, k, v = F.silu(mixed).split([mixer.keys, mixer.keys, mixer.values], -1)
-    q, k = (to_heads(unit_length(t.unflatten(-1, (-1, mixer.head_dim))), mixer.heads) for t in (q, k))
+    qk, v = F.silu(mixed).split([2 * mixer.keys, mixer.values], -1)
+    q, k = (to_heads(t, mixer.heads) for t in unit_length(qk.unflatten(-1, (2, -1, mixer.head_dim))).unbind(2))
+    beta = torch.sigmoid(mixer.beta(x))
     o, state = linear_recurrence(
         q,
         k,
         v.unflatten(-1, (mixer.heads, -1)),
         log_decay=log_decay,
-        beta=torch.sigmoid(mixer.beta(x)) * (2 if mixer.negative_eigenvalues else 1),
+        beta=2 * beta if mixer.negative_eigenvalues else beta,
         scale=mixer.head_dim**-0.5,
         state=state,
         offsets=offsets,

@@ -67,6 +67,8 @@ def signed_decay(log_decay: Tensor, offsets: Tensor | None) -> tuple[Tensor, Ten
 def to_heads(shared: Tensor, heads: int) -> Tensor:
     """(B, N, G, K) -> (B, N, H, K), each of the G shared by H / G neighbouring heads."""
     each = heads // shared.shape[2]
+    if each == 1:
+        return shared
     return shared[:, :, :, None].expand(-1, -1, -1, each, -1).flatten(2, 3)
 
 

@@ -235,7 +235,8 @@ def _one_step(q, k, v, log_decay, beta, scale, state):
     if beta is not None:
         write = torch.baddbmm(write, key, s, alpha=-1) * beta.reshape(rows, 1, 1).to(dtype)
     s = torch.addcmul(s, key.mT, write)
-    o = torch.bmm(q.reshape(rows, 1, -1).to(dtype), s) * scale
+    # beta=0 leaves `write` out: it lends its shape to a product that is scaled as it is made.
+    o = torch.baddbmm(write, q.reshape(rows, 1, -1).to(dtype), s, beta=0, alpha=scale)
     return o.view(batch, 1, heads, -1).to(v.dtype), s.view(state.shape).to(state.dtype)
 
 
