@@ -56,15 +56,20 @@ class Study:
     packages: tuple[str, ...] = ()
 
 
-def in_rounds(calls: dict[str, Callable], repeats: int, seconds: float) -> dict[str, list[float]]:
+def in_rounds(
+    calls: dict[str, Callable], repeats: int, seconds: float, settled: bool = False
+) -> dict[str, list[float]]:
     """Seconds of each call, in turn: `repeats` rounds after one of warm-up, fewer (but three) for a call that has had
-    `seconds`. A call whose warm-up alone took more than three times that has this one timing."""
+    `seconds`. A call whose warm-up alone took more than three times that has this one timing. settled: each is called
+    once more before it is timed, or short calls would be told apart by whose weights the call before left in cache."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     warm = {name: _clock(call) for name, call in calls.items()}
     for done in range(max(repeats, LEAST)):
         for name, call in calls.items():
             if warm[name] > 3 * seconds or (done >= LEAST and sum(times[name]) > seconds):
                 continue
+            if settled:
+                call()
             times[name].append(_clock(call))
     return {name: found or [warm[name]] for name, found in times.items()}
 
@@ -95,7 +100,8 @@ def measure(row: Row, options: argparse.Namespace, rates: Callable | None) -> It
             calls = {n: call for n, call in built.items() if n not in out}
             records = [_left_out(row, work, n, tokens, why) for n, why in out.items()]
             load = os.getloadavg()[0]
-            times = in_rounds(calls, STEPS if work == STEP else options.repeats, options.seconds)
+            steps = work == STEP
+            times = in_rounds(calls, STEPS if steps else options.repeats, options.seconds, settled=steps)
             for name, found in times.items():
                 before[name] = (_tokens(name, tokens), min(found))
                 peak = peak_memory(calls[name], warm_up=False) if row.memory else None
