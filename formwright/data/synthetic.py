@@ -7,6 +7,7 @@ read are kept in the cache folder, under the task's definition.
 
 from __future__ import annotations
 
+import inspect
 import re
 import time
 from collections.abc import Callable
@@ -75,7 +76,9 @@ def open_task(spec: str, *, seed: int = 0, cache: str | None = None) -> Source:
     counts = {"train": task.examples, "validation": task.tests, "test": task.tests}
     checked = task.make_validation or task.make
     makers = {"train": task.make, "validation": checked, "test": task.make_test or checked}
-    blocks = _blocks(makers, definition, cache)
+    # Kept blocks are forgotten when the generator's file changes.
+    kept = caching.digest(definition, Path(inspect.getfile(TASKS[name])).read_text(encoding="utf-8"))
+    blocks = _blocks(makers, definition, kept, cache)
     *source, seen = [part.shape[1:] for part in blocks("train", 0)[:-1]]
 
     def take(split: str, index: np.ndarray, epoch: np.ndarray) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor]:
@@ -141,7 +144,7 @@ def _inputs_targets(block: tuple) -> tuple:
     return tuple(inputs) if len(inputs) > 1 else inputs[0], targets
 
 
-def _blocks(makers: dict[str, Callable], definition: str, cache: str | None) -> Callable[[str, int], tuple]:
+def _blocks(makers: dict[str, Callable], definition: str, kept: str, cache: str | None) -> Callable[[str, int], tuple]:
     """(split, number) -> that block's sources (where items are pairs), inputs and targets, bytes kept as such, other
     whole numbers as int32."""
 
@@ -154,7 +157,7 @@ def _blocks(makers: dict[str, Callable], definition: str, cache: str | None) -> 
         return tuple(a.astype(_stored(a)) for a in made)
 
     def build(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
-        entry = caching.root(cache) / f"task-{definition}-{split}-{number}"
+        entry = caching.root(cache) / f"task-{kept}-{split}-{number}"
         if not entry.is_dir():
             began = time.perf_counter()
             made = make(split, number)
