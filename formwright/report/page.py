@@ -1,34 +1,24 @@
 """One HTML page that holds a whole race and opens offline: no file beside it, nothing fetched.
 
-The charts' JavaScript (Vega, from vl-convert) is put in once. All text that comes from users, files or models is
-escaped; data in scripts is JSON that can't close its element.
+All text that comes from users, files or models is escaped; data in scripts is JSON that can't close its element.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import vl_convert
-
 from formwright.race.records import Race
-from formwright.report import charts, curves, samples, script, style, words
+from formwright.report import charts, curves, layout, samples, style, words
 from formwright.report.board import board
 from formwright.report.figures import COSTS, Table, humanise, matched, tabulate
+from formwright.report.layout import card, grid, pairs, section
 
 
 def write(race: Race, path: str | Path) -> Path:
     """Write the page of a loaded race to `path`, in one move, and return the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(html(race), encoding="utf-8")
-    os.replace(part, path)
-    return path
+    return layout.write(html(race), path)
 
 
 def html(race: Race) -> str:
@@ -39,7 +29,7 @@ def html(race: Race) -> str:
         _header(race, table),
         "<main>",
         _legend(table),
-        _section("Leaderboard", _board_lead(race, table), board(table)) if race.contenders else "",
+        section("Leaderboard", _board_lead(race, table), board(table)) if race.contenders else "",
         _quality(table, specs),
         _learning(table, specs),
         _costs(table, specs),
@@ -48,21 +38,7 @@ def html(race: Race) -> str:
         "</main>",
         f"<footer>Made by formwright from race {escape(race.id)}.</footer>",
     ]
-    title = escape(words.title(race))
-    data = json.dumps(specs, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<link rel="icon" href="data:,">\n<style>{style.sheet()}</style>\n</head>\n<body>\n{"".join(body)}\n'
-        f'<script type="application/json" id="charts">{data}</script>\n<script>{bundle()}</script>\n'
-        f"<script>{script.SCRIPT}</script>\n</body>\n</html>\n"
-    )
-
-
-@cache
-def bundle() -> str:
-    """Vega and its embedding as one script that can stand inside an HTML page."""
-    return vl_convert.javascript_bundle().replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    return layout.shell(words.title(race), "".join(body), specs)
 
 
 def _header(race: Race, table: Table) -> str:
@@ -93,11 +69,6 @@ def _legend(table: Table) -> str:
     return f'<div class="legend" role="group" aria-label="Contenders: choose one to single it out">{chips}</div>'
 
 
-def _section(title: str, lead: str, content: str) -> str:
-    lead = f'<p class="lead">{lead}</p>' if lead else ""
-    return f"<section><h2>{title}</h2>{lead}{content}</section>" if content else ""
-
-
 def _board_lead(race: Race, table: Table) -> str:
     seeds = max((len(row.quality.values) for row in table.scored), default=0)
     mean = "Mean ± standard deviation over seeds" if seeds > 1 else "One seed"
@@ -108,14 +79,6 @@ def _board_lead(race: Race, table: Table) -> str:
         else ""
     )
     return f"{mean}, {escape(table.label)} on {table.split} data: {better}{front}."
-
-
-def _card(specs: dict, key: str, title: str, note: str, chart: Any, labels: bool = False) -> str:
-    if chart is None:
-        return ""
-    specs[key] = charts.compiled(chart, labels)
-    note = f"<p>{note}</p>" if note else ""
-    return f'<div class="card"><h3>{title}</h3>{note}<div class="chart" id="{key}"></div></div>'
 
 
 def _quality(table: Table, specs: dict) -> str:
@@ -135,7 +98,7 @@ def _quality(table: Table, specs: dict) -> str:
             low, high = humanise(min(values), unit), humanise(max(values), unit)
             note = "held equal: " + (low if low == high else f"{low} to {high}")
         chart = charts.quality_against(table, cost)
-        cards.append(_card(specs, f"quality-{cost}", COSTS[cost], note, chart, labels=True))
+        cards.append(card(specs, f"quality-{cost}", COSTS[cost], note, chart, labels=True))
     many = " Numbers are places on the leaderboard." if len(table.scored) > 7 else ""
     lead = (
         "Toward the "
@@ -143,7 +106,7 @@ def _quality(table: Table, specs: dict) -> str:
         + " left is better. The dashed stair is the Pareto front: "
     )
     lead += f"no contender lies beyond it. Bars are one standard deviation over seeds.{many}"
-    return _section("Quality against cost", lead, _grid(cards))
+    return section("Quality against cost", lead, grid(cards))
 
 
 def _place(table: Table, kind: str | None) -> str:
@@ -170,11 +133,11 @@ def _learning(table: Table, specs: dict) -> str:
         for against, what in (("tokens", "against tokens"), ("time", "against time")):
             chart = charts.curves(table, lines, against, title, longest=longest, falling=falls, times=times)
             head = "Validation" if key == "validation" else "Training loss"
-            cards.append(_card(specs, f"curve-{key}-{against}", f"{head} {what}", "", chart))
-    return _section(
+            cards.append(card(specs, f"curve-{key}-{against}", f"{head} {what}", "", chart))
+    return section(
         "Learning",
         "Lines are means over seeds, bands reach from the lowest to the highest seed; the steep start is cut off.",
-        _grid(cards),
+        grid(cards),
     )
 
 
@@ -189,24 +152,15 @@ def _costs(table: Table, specs: dict) -> str:
     ):
         batch = table.places.get(kind, (0, 1))[1]
         chart = charts.against_length(table, kind, figure)
-        cards.append(_card(specs, f"cost-{kind}-{figure}", title, f"batch of {batch}", chart))
+        cards.append(card(specs, f"cost-{kind}-{figure}", title, f"batch of {batch}", chart))
     lead = "Measured on the machine below. Both axes are logarithmic; bands show the spread of repeats."
-    return _section("Cost against length", lead, _grid(cards))
+    return section("Cost against length", lead, grid(cards))
 
 
 def _samples(table: Table, specs: dict) -> str:
     content, more = samples.sections(table)
     specs |= more
-    return _section("Samples", "", content)
-
-
-def _grid(cards: list[str]) -> str:
-    content = "".join(cards)
-    return f'<div class="grid">{content}</div>' if content else ""
-
-
-def _pairs(pairs: list[tuple[str, str]]) -> str:
-    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in pairs) + "</dl>"
+    return section("Samples", "", content)
 
 
 def _run(race: Race, table: Table) -> str:
@@ -221,22 +175,22 @@ def _run(race: Race, table: Table) -> str:
         (k.replace("_", " ").capitalize(), words.plain(v)) for k, v in machine.items() if v not in (None, "")
     ] + known
     cards = [
-        ("Data", _pairs(data)),
-        ("Recipe", _pairs(words.recipe(race)) if words.recipe(race) else ""),
-        ("Machine", _pairs(known) if known else ""),
-        ("Versions", _pairs([(str(k), str(v)) for k, v in versions.items()]) if versions else ""),
+        ("Data", pairs(data)),
+        ("Recipe", pairs(words.recipe(race)) if words.recipe(race) else ""),
+        ("Machine", pairs(known) if known else ""),
+        ("Versions", pairs([(str(k), str(v)) for k, v in versions.items()]) if versions else ""),
     ]
-    grid = "".join(f'<div class="card"><h3>{title}</h3>{content}</div>' for title, content in cards if content)
+    details = "".join(f'<div class="card"><h3>{title}</h3>{content}</div>' for title, content in cards if content)
     remarks = "".join(f"<li>{escape(note)}</li>" for note in words.notes(race, table))
     command = (
         f'<div class="command"><code id="command">{escape(words.command(race))}</code>'
         '<button id="copy" class="act" type="button">Copy</button></div>'
     )
     return (
-        _section("How to repeat it", "The command that ran this race.", command)
-        + _section("Notes", "", f"<ul>{remarks}</ul>" if remarks else "")
-        + _section("Contenders", "", _contenders(race))
-        + f'<section><h2>Details</h2><div class="grid">{grid}</div></section>'
+        section("How to repeat it", "The command that ran this race.", command)
+        + section("Notes", "", f"<ul>{remarks}</ul>" if remarks else "")
+        + section("Contenders", "", _contenders(race))
+        + f'<section><h2>Details</h2><div class="grid">{details}</div></section>'
     )
 
 
@@ -245,14 +199,14 @@ def _contenders(race: Race) -> str:
     for i, contender in enumerate(sorted(race.contenders, key=lambda c: c.position)):
         rates = sorted({t.lr for t in contender.trials if t.phase == "main" and t.lr is not None})
         tried = sorted({t.lr for t in contender.trials if t.phase == "sweep" and t.lr is not None})
-        pairs = [("Written", contender.text)]
-        pairs += [("Built", contender.expression)] if contender.expression else []
-        pairs += [("Width", str(contender.dim))] if contender.dim else []
-        pairs += [("Multiply-adds a token", humanise(contender.macs))] if contender.macs else []
+        facts = [("Written", contender.text)]
+        facts += [("Built", contender.expression)] if contender.expression else []
+        facts += [("Width", str(contender.dim))] if contender.dim else []
+        facts += [("Multiply-adds a token", humanise(contender.macs))] if contender.macs else []
         if rates:
             among = f" (of {', '.join(f'{lr:g}' for lr in tried)})" if len(tried) > 1 else ""
-            pairs.append(("Learning rate", ", ".join(f"{lr:g}" for lr in rates) + among))
-        pairs += [("Models", contender.folder)] if contender.folder else []
+            facts.append(("Learning rate", ", ".join(f"{lr:g}" for lr in rates) + among))
+        facts += [("Models", contender.folder)] if contender.folder else []
         head = f'<div class="name">{style.badge(i)}<span>{escape(contender.name)}</span></div>'
-        cards.append(f'<div class="card">{head}{_pairs(pairs)}</div>')
-    return _grid(cards)
+        cards.append(f'<div class="card">{head}{pairs(facts)}</div>')
+    return grid(cards)

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from formwright.race import store
-from formwright.report import charts, csv, page, png, style, terminal
+from formwright.report import charts, csv, layout, page, png, style, terminal
 from formwright.report.figures import tabulate
 
 EVERY = [*fake_races.RACES, fake_races.empty_race]
@@ -66,8 +66,8 @@ def pages(races):
 
 def test_page_is_whole_and_fetches_nothing(pages):
     for name, text in pages.items():
-        assert text.count(page.bundle()) == 1, name
-        rest = text.replace(page.bundle(), "")
+        assert text.count(layout.bundle()) == 1, name
+        rest = text.replace(layout.bundle(), "")
         assert not re.search(r'(src|href)="(?!data:)', rest) and "@import" not in rest and "url(" not in rest, name
         assert text.count("<script") == text.count("</script>") == 3, name
         specs = json.loads(re.search(r'id="charts">(.*?)</script>', rest).group(1))
@@ -112,7 +112,7 @@ def test_what_users_and_models_write_is_escaped(tmp_path):
             ("table", {"truth": [bad], "predicted": ["b"]}),
         ):
             store.add_sample(conn, race, name, seed=0, kind=kind, content=content)
-    text = page.html(store.load_race(conn, race)).replace(page.bundle(), "")
+    text = page.html(store.load_race(conn, race)).replace(layout.bundle(), "")
     assert "<img src=x" not in text and 'onerror="' not in text
     assert text.count("</script>") == 3
 
