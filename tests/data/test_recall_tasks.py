@@ -495,6 +495,16 @@ def test_copied_tokens_lie_where_said(places):
     assert (min(last) == 58) if places == "before" else (min(last) < 40 and np.mean(np.array(last) == 58) < 0.12)
 
 
+def test_induction_may_be_tested_on_other_lengths():
+    source = data.open("induction(length=16, length_tested=50)")
+    assert source.facts["length"] == 50
+    assert [next(source.evaluation(s, 4)).inputs.shape[1] for s in ("train", "validation", "test")] == [16, 16, 50]
+    for x, y in rows("induction(length=16, length_tested=50)", "test"):
+        assert x.index(15) < 48 and x.count(15) == 2 and x[x.index(15) + 1] == y[-1] != -100
+    with pytest.raises(DataError, match="length_tested"):
+        data.open("induction(length_tested=2)")
+
+
 @pytest.mark.parametrize(
     "spec", ["string_copy()", "ngram_lookup()", "phonebook(lines_seen=(4, 6))", "needle()", "passkey()"]
 )

@@ -115,7 +115,7 @@ CHECKSUMS = {
     "mqar(pairs=4, length=32, vocab=64)": "e5779395976e222f",
     "mqar(filler='random')": "3158a551af2e84b7",
     "copying": "6000308498a9007b",
-    "induction": "022aa839c23bd32e",
+    "induction": "0f5ca9621d79af1d",
 }
 
 
