@@ -203,6 +203,21 @@ class Attention(TokenMixer):
         table = self.position.bias(distances, torch.zeros_like(distances[:1]))
         return Distance(table[..., 0].to(x.dtype), m - 1)
 
+    def remember(self, context: Tensor, context_layout: Layout) -> tuple[Tensor, Tensor]:
+        """A context's keys and values (B, M, G, K), which are the same for every token that will read it."""
+        return self._keys(context, context_layout.positions(context.device))
+
+    def recall(self, x: Tensor, memory: tuple[Tensor, Tensor], context_layout: Layout) -> Tensor:
+        """Further tokens x (B, T, D) that read a context remembered -> (B, T, D)."""
+        layout = Layout((x.shape[1],))
+        q = self._queries(x, layout.positions(x.device))
+        how = {"normaliser": self.normaliser, "backend": self.backend}
+        return self._join(attend(q, *memory, layout, causal=self.causal, context_layout=context_layout, **how), x)
+
+    def remembered(self, context_layout: Layout, batch: int = 1) -> int:
+        """The bytes of what is remembered."""
+        return 2 * batch * context_layout.tokens * self.kv_heads * self.head_dim * element_size(self)
+
     def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Cache:
         """Keys and values (B, G, capacity, K), a window keeps a ring of its own size; where contextual places end."""
         if not self.causal:

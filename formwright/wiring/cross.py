@@ -57,10 +57,11 @@ class Cross(Wiring):
         return [("cross", self.mixer, layout)]
 
     def cost(self, layout: Layout, batch: int = 1) -> Cost:
-        """Of a source of `source_length` tokens, without it of one as long as the target. What is kept of it between
-        steps is the encoder-decoder's state, not this part's."""
+        """Of a source of `source_length` tokens, without it of one as long as the target. The state is what the mixer
+        remembers of it; the source's output itself is the encoder-decoder's."""
         part = self.mixer.part
         takes_context = "context_layout" in inspect.signature(part.cost).parameters
         source = Layout((self.source_length,)) if self.source_length else layout
         whole = part.cost(layout, batch, source) if takes_context else part.cost(layout, batch)
-        return replace(whole, state_bytes=0)
+        kept = part.remembered(source, batch) if hasattr(part, "remembered") else 0
+        return replace(whole, state_bytes=kept)

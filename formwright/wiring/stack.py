@@ -17,7 +17,11 @@ STRUCTURE = Card(name="stack", kind="wiring", summary="parts one after another")
 
 
 class Plain(Wiring):
-    """One mixer, channel mixer or norm, as it is: no norm before it, no residual around it."""
+    """One mixer, channel mixer or norm, as it is: no norm before it, no residual around it.
+
+    A mixer that reads a source may keep what it makes of it: remember(context, its layout) -> memory, recall(x, memory,
+    the layout) -> what forward gives, and remembered(the layout, batch) -> the bytes of it. When decoding the source is
+    then worked through once; by other mixers for every piece of tokens."""
 
     card = STRUCTURE
 
@@ -50,6 +54,9 @@ class Plain(Wiring):
             return x, state
         if isinstance(self.part, TokenMixer) and not self.cross:
             return self.part.extend(x, state)
+        if self.cross and context is not None and hasattr(self.part, "remember"):
+            memory = state if state else self.part.remember(context, context_layout)
+            return self.part.recall(x, memory, context_layout), memory
         return self.forward(x, Layout((x.shape[1],)), context, context_layout)[0], state
 
     def inner(self, layout: Layout) -> list[tuple[str, nn.Module, Layout]]:

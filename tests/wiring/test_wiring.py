@@ -176,3 +176,20 @@ def test_the_last_norm_has_the_options_of_the_others():
     assert isinstance(model.norm, RMSNorm) and model.norm.eps == 0.25
     source = model.stack.stages[0].norm if hasattr(model.stack, "stages") else model.stack.norm
     assert isinstance(source, LayerNorm) and source.eps == 0.5
+
+
+def test_the_source_is_worked_through_once_when_decoding():
+    text = "encoder_decoder(attention(heads=2), 2*cross(attention(heads=2, kv_heads=1)))"
+    model = make(text, source_length=9)
+    source, x = tokens(2, 9, seed=1), tokens(2, 5)
+    state, pieces, counts = model.empty(2, source=source), [], []
+    for piece in x.split([1, 1, 3], 1):
+        with FlopCounterMode(display=False, custom_mapping=SDPA_FLOPS) as counter, torch.no_grad():
+            y, state = model.extend(piece, state)
+        pieces.append(y)
+        counts.append(counter.get_total_flops() / piece.shape[1])
+    torch.testing.assert_close(torch.cat(pieces, 1), model((source, x)))
+    assert counts[1] == counts[2] < counts[0] / 4
+    kept = 2 * 2 * 2 * 9 * 12 * 8  # layers, k and v, rows, tokens, one head of 12, in float64
+    assert state_bytes(state["stack"]["target"]) == kept
+    assert model.cost((5,), batch=2).state_bytes == kept + 2 * 9 * 24 * 8
