@@ -41,6 +41,10 @@ InputLength = Annotated[int | None, typer.Option(help="Time steps of a series th
 Splits = Annotated[str | None, typer.Option(help="How a series is split: shares such as 70/10/20, or ett.")]
 ImageSize = Annotated[int | None, typer.Option(help="Pixels of the square that images are resized to.")]
 Run = Annotated[str, typer.Argument(help="A race's name, the start of one, a path in its folder, or latest.")]
+Engine = Annotated[str, typer.Option(help="local: worker processes here; ray: a Ray cluster.")]
+Address = Annotated[str | None, typer.Option(help="The Ray cluster's address.")]
+Workers = Annotated[int | None, typer.Option(help="Worker processes; as many as cores without it.")]
+Open = Annotated[bool, typer.Option("--open", help="Open the report in a browser where there is one.")]
 Contender = Annotated[str | None, typer.Option(help="Whose model; the best one's without it.")]
 Runs = Annotated[Path, typer.Option(help="The folder that races are kept in.")]
 
@@ -57,7 +61,7 @@ def race(
         str, typer.Option(help="10m, 90s of wall clock for all; or 500steps, 20Mtokens, 1e13macs for each run.")
     ] = "10m",
     size: Annotated[str | None, typer.Option(help="What to fit widths to, such as 500k or 2M (see --match).")] = None,
-    match: Annotated[str, typer.Option(help="What is held equal: params, macs or time.")] = "params",
+    match: Annotated[str, typer.Option(help="What is held equal: params, macs, state or time.")] = "params",
     seeds: Annotated[int, typer.Option(help="Runs of each contender, each with a seed of its own.")] = 1,
     lr: Annotated[
         str, typer.Option(help="A learning rate, or auto: an equal short sweep for each contender.")
@@ -70,13 +74,13 @@ def race(
     input_length: InputLength = None,
     splits: Splits = None,
     image_size: ImageSize = None,
-    engine: Annotated[str, typer.Option(help="local: worker processes here; ray: a Ray cluster.")] = "local",
-    address: Annotated[str | None, typer.Option(help="The Ray cluster's address.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Worker processes; as many as cores without it.")] = None,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
     runs: Runs = RUNS,
     name: Annotated[str | None, typer.Option(help="The race's name; made from date and data without it.")] = None,
     resume: Annotated[str | None, typer.Option(help="Go on with a race that was stopped: its name, or latest.")] = None,
-    open_page: Annotated[bool, typer.Option("--open", help="Open the report in a browser where there is one.")] = False,
+    open_page: Open = False,
     list_races: Annotated[bool, typer.Option("--list", help="List the races kept in the runs folder.")] = False,
 ) -> None:
     """Race architectures on your data: trained models, quality and cost side by side, and a report."""
@@ -143,32 +147,109 @@ def race(
         typer.launch(str(Path(path).resolve()))
 
 
+@app.command()
+def bench(
+    suite: Annotated[
+        str | None,
+        typer.Argument(help="quick, recall, state, in-context, long-range, series, patterns, cost or all."),
+    ] = None,
+    mixers: Annotated[list[str] | None, typer.Argument(help="Mixers, expressions, or file.py:Class.")] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each mixer at its best learning rate; a verdict asks for 3.")] = 3,
+    match: Annotated[str, typer.Option(help="What is held equal: params, macs, state or time.")] = "params",
+    size: Annotated[str | None, typer.Option(help="Parameters in place of each ability's own, such as 100k.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps in place of each ability's own.")] = None,
+    rates: Annotated[str | None, typer.Option(help="Learning rates to try, such as 1e-3,3e-3,1e-2.")] = None,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+    runs: Runs = RUNS,
+    name: Annotated[str | None, typer.Option(help="The bench's name; made from suite and date without it.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with a bench that was stopped: its name, or latest.")
+    ] = None,
+    open_page: Open = False,
+    list_benches: Annotated[bool, typer.Option("--list", help="List the benches kept in the runs folder.")] = False,
+) -> None:
+    """Put mixers to a suite of tasks: what each can do, against what state, as a verdict for each ability."""
+    from rich.console import Console
+
+    from formwright.race import store
+    from formwright.report import bench_terminal
+
+    console = Console()
+    if list_benches:
+        with contextlib.closing(store.open_store(runs / STORE, create=False)) as connection:
+            bench_terminal.print_list(store.list_benches(connection), console)
+        return
+    from formwright.bench.run import bench as put
+    from formwright.bench.watch import watch
+
+    begun: list[str] = []
+    try:
+        with watch(console, begun) as listen:
+            bench_id = put(
+                suite,
+                mixers or [],
+                seeds=seeds,
+                match=match,
+                size=size,
+                steps=steps,
+                rates=rates.split(",") if rates else None,
+                engine=engine,
+                address=address,
+                workers=workers,
+                runs=runs,
+                name=name,
+                resume=resume,
+                command=["formwright", *sys.argv[1:]],
+                on_event=listen,
+            )
+    except KeyboardInterrupt:
+        if not begun:
+            raise
+        where = "" if runs == RUNS else f" --runs {runs}"
+        _say(f"stopped; go on with: formwright bench --resume {begun[0]}{where}")
+        raise typer.Exit(130) from None
+    from formwright.report import bench_page
+
+    result = _load(bench_id, runs)
+    path = bench_page.write_all(result)
+    bench_terminal.print_bench(result, console)
+    if open_page:
+        typer.launch(str(path.resolve()))
+
+
 def _load(run: str, runs: Path):
-    """The race that `run` names."""
+    """The bench or race that `run` names."""
     from formwright.race import store
 
     with contextlib.closing(store.open_store(store.store_path(run, runs / STORE), create=False)) as connection:
-        return store.load_race(connection, store.find_race(connection, run))
+        return store.find(connection, run)
 
 
 @app.command()
 def report(
-    run: Annotated[str, typer.Argument(help="A race's name, the start of one, a run folder, or latest.")] = "latest",
+    run: Annotated[
+        str, typer.Argument(help="A race's or bench's name, the start of one, a run folder, or latest.")
+    ] = "latest",
     html: Annotated[Path | None, typer.Option(help="Write the self-contained page here.")] = None,
     png: Annotated[Path | None, typer.Option(help="Write the picture here.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the table here.")] = None,
     runs: Runs = RUNS,
 ) -> None:
-    """Show a race's results here, or write them as a page, a picture or a table."""
+    """Show a race's or a bench's results here, or write them as a page, a picture or a table."""
+    from formwright.race.records import Bench
+
     result = _load(run, runs)
+    whole = isinstance(result, Bench)
     for path, kind in ((html, "page"), (png, "png"), (csv, "csv")):
         if path is not None:
-            writer = importlib.import_module(f"formwright.report.{kind}")
+            writer = importlib.import_module(f"formwright.report.{'bench_' if whole else ''}{kind}")
             print(writer.write(result, path))
     if not (html or png or csv):
-        from formwright.report import terminal
+        from formwright.report import bench_terminal, terminal
 
-        terminal.print_race(result)
+        (bench_terminal.print_bench if whole else terminal.print_race)(result)
 
 
 @app.command()
@@ -278,22 +359,62 @@ def show(
 
 @app.command()
 def cost(
-    expression: Annotated[str, typer.Argument(help="An architecture, or a bare mixer.")],
-    lengths: Annotated[str, typer.Option(help="Token counts, with commas between.")] = "512,2048,8192",
-    batch: Annotated[int, typer.Option(help="Rows of the batch.")] = 1,
-    dim: Annotated[int, typer.Option(help="Width, where the expression doesn't say it.")] = 256,
+    texts: Annotated[list[str], typer.Argument(metavar="EXPR...", help="An architecture, or mixers side by side.")],
+    lengths: Annotated[str, typer.Option(help="Token counts, with commas between.")] = "512,1024,2048,4096",
+    batch: Annotated[str, typer.Option(help="Rows of the batch; several with commas between.")] = "1",
+    dim: Annotated[
+        int, typer.Option(help="Width of an expression that doesn't say it; of attention beside mixers.")
+    ] = 256,
+    kinds: Annotated[str, typer.Option(help="Work measured of mixers.")] = "forward,training,prefill,decode",
+    match: Annotated[str, typer.Option(help="What mixers are equal in: params, state, macs or width.")] = "params",
+    size: Annotated[str | None, typer.Option(help="Parameters of each mixer's model, such as 2M.")] = None,
+    seconds: Annotated[float, typer.Option(help="About how long mixers are measured.")] = 240.0,
+    roofline: Annotated[bool, typer.Option(help="Whether arithmetic or memory holds each layer.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write what was measured of mixers to this CSV.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw time and memory of mixers over tokens.")] = None,
 ) -> None:
-    """Cost by formula beside cost measured, over lengths."""
-    from formwright.bench.cost import cost_table
-
-    counts = []
-    for word in lengths.split(","):
-        if not word.strip().isdigit() or int(word) < 1:
-            raise ValueError(f"--lengths takes token counts such as 512,2048, not {word.strip()!r}")
-        counts.append(int(word))
+    """Cost measured over lengths: of one expression beside the formulas; of mixers beside attention, with the growth in
+    N and the length from which on each is cheaper."""
     from rich.console import Console
 
-    Console().print(cost_table(expression, counts, batch=batch, dim=dim))
+    from formwright.build import is_bare_mixer
+
+    counts, batches = _counts("--lengths", lengths), _counts("--batch", batch)
+    console = Console()
+    if roofline:
+        from formwright.bench.cost_report import roofline_table
+        from formwright.bench.roofline import expression_layers
+
+        for text in texts:
+            rows, roof = expression_layers(text, counts[-1], batch=batches[0], dim=dim)
+            console.print(text, roofline_table(rows, roof), sep="\n")
+        return
+    if len(texts) == 1 and not is_bare_mixer(texts[0]) and not (csv or png):
+        from formwright.bench.formulas import cost_table
+
+        for rows in batches:
+            console.print(cost_table(texts[0], counts, batch=rows, dim=dim))
+        return
+    from formwright.bench import cost_report
+    from formwright.bench.cost import cost_suite
+
+    found = cost_suite(
+        texts, lengths=counts, batches=batches, kinds=kinds.split(","), match=match, size=size, dim=dim, seconds=seconds
+    )
+    console.print(cost_report.rendered(found))
+    if csv:
+        print(*cost_report.write_csv(found, csv), sep="\n")
+    if png:
+        print(cost_report.write_png(found, png))
+
+
+def _counts(option: str, text: str) -> list[int]:
+    """Whole numbers with commas between."""
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if not word.isdigit() or int(word) < 1:
+            raise ValueError(f"{option} takes numbers such as 512,2048, not {word!r}")
+    return sorted({int(word) for word in words})
 
 
 @app.command()

@@ -32,20 +32,28 @@ def in_turn(
     device: str | torch.device = "cpu",
     repeats: int = 7,
     seconds: float = 5.0,
+    before: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each call, timed round after round (a, b, c, a, b, c, ...) after two rounds of warm-up: `repeats`
-    rounds, fewer (but three) once `seconds` have passed."""
+    rounds, fewer (but three) once `seconds` have passed. What `before` holds for a call is done, untimed, before it."""
     times: dict[str, list[float]] = {name: [] for name in calls}
+    first = before or {}
     for _ in range(WARM_UP):
-        for call in calls.values():
+        for name, call in calls.items():
+            first.get(name, _nothing)()
             call()
     began = time.perf_counter()
     for done in range(max(repeats, LEAST)):
         if done >= LEAST and time.perf_counter() - began > seconds:
             break
         for name, call in calls.items():
+            first.get(name, _nothing)()
             times[name].append(_seconds(call, device))
     return times
+
+
+def _nothing() -> None:
+    """What is done before a call that needs nothing."""
 
 
 def spread(times: list[float]) -> dict[str, float]:
