@@ -28,11 +28,11 @@ from __future__ import annotations
 import argparse
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from formwright.bench.cost import exponent
 from formwright.ops.recurrence import linear_recurrence
 
 MEMORIES = ("linear", "delta", "best", "softmax")
@@ -111,7 +111,9 @@ def law(memory: str, widths: list[int], criterion: str = "error", **options) -> 
     """The capacity at each key width, and the power of d_k that it grows by (None for a single width). Options are
     those of `capacity`."""
     found = [capacity(memory, width, criterion, **options) for width in widths]
-    return found, exponent(widths, [float(n) for n in found])
+    if len(set(widths)) < 2:
+        return found, None
+    return found, float(np.polyfit(np.log(widths), np.log(found), 1)[0])
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """Markov sources: contexts counted one by one, entropies by brute force, bits by what the tokens spell."""
 
+import itertools
 import math
 
 import numpy as np
@@ -103,6 +104,44 @@ def test_scores_are_bits_per_symbol(merges):
     assert evaluate(model, source, "test", 16)["bits_per_symbol"] == pytest.approx(bits / number, rel=1e-5)
 
 
+def test_chains_drawn_for_each_row():
+    x, y = TASKS["markov"](law="dirichlet", order=1, symbols=3, length=400, concentration=0.4).make(
+        np.random.default_rng(0), 300
+    )
+    assert (x[:, 1:] == y[:, :-1]).all()
+    found = []
+    for row in np.append(x[:, :1], y, axis=1).tolist():
+        times = np.zeros((3, 3))
+        for a, b in itertools.pairwise(row):
+            times[a, b] += 1
+        found += [t / t.sum() for t in times if t.sum() > 60]
+    # Dirichlet(0.4, 0.4, 0.4): mean 1/3, variance 2/9 / 2.2 (the contexts seen often are not quite any)
+    assert np.abs(np.mean(found, axis=0) - 1 / 3).max() < 0.05
+    assert np.var(found, axis=0) == pytest.approx(2 / 9 / 2.2, rel=0.2)
+    starts = np.bincount(x[:, 0], minlength=3) / 300
+    assert np.abs(starts - 1 / 3).max() < 0.12
+
+
+def test_counts_so_far_are_bayes():
+    task = TASKS["markov"](law="dirichlet", order=2, symbols=2, length=9, concentration=0.7)
+    train, tested = (task.make(np.random.default_rng(seed), 200) for seed in (0, 1))
+    bits = {"symbols counted so far": 0.0, "contexts counted so far": 0.0}
+    for row in np.append(tested[0][:, :1], tested[1], axis=1).tolist():
+        for t in range(1, 10):
+            same = [u for u in range(2, t) if row[u - 2 : u] == row[t - 2 : t]]
+            hits = sum(row[u] == row[t] for u in same)
+            bits["contexts counted so far"] -= math.log2((hits + 0.7) / (len(same) + 1.4)) if t > 1 else -1.0
+            bits["symbols counted so far"] -= math.log2((row[:t].count(row[t]) + 1) / (t + 2))
+    scores = task.baselines(*train, *tested)
+    for name, total in bits.items():
+        assert scores[name] == pytest.approx(total / (200 * 9))
+    source = data.open("markov(law=dirichlet, order=1, symbols=4, length=200)")
+    best, symbols, one = (source.baselines[k] for k in reversed(source.baselines))
+    assert best < symbols < one and one == pytest.approx(2, abs=0.02)
+    model = formwright.build("attention(heads=2) + swiglu", data=source, dim=16)
+    assert math.isfinite(model.scores(source.batch("test", 0, 4))["bits_per_symbol"][0])
+
+
 def test_the_same_options_make_the_same_source():
     a, b = (data.open("markov(law=random, merges=5, length=16)").batch("train", 0, 8) for _ in range(2))
     assert torch.equal(a.inputs, b.inputs)
@@ -115,7 +154,9 @@ def test_the_same_options_make_the_same_source():
     [
         ("markov(order=0)", "order"),
         ("markov(order=20)", "contexts"),
-        ("markov(law=linear)", "'switching' or 'random'"),
+        ("markov(law=linear)", "'switching', 'random' or 'dirichlet'"),
+        ("markov(law=dirichlet, merges=2)", "no merges"),
+        ("markov(law=dirichlet, order=11)", "contexts"),
         ("markov(switch=1.0)", "between 0 and 1"),
         ("markov(merges=-1)", "merges"),
     ],

@@ -6,6 +6,9 @@ law="switching"   x_t differs from x_(t-k) with probability `switch` (uniform ov
                   unigram's log2 S bits
 law="random"      one distribution for each context of k symbols, drawn from a Dirichlet law with all parameters
                   `concentration` (the table numbered `table`)
+law="dirichlet"   such a table drawn anew for each row, which begins with k uniform symbols: the chain is to be learned
+                  in context (Edelman et al., "The Evolution of Statistical Induction Heads", arXiv 2402.11004, 2024).
+                  Contexts counted so far, with `concentration` added, are the best there is
 
 With merges=m, strings are written in S + m tokens of a byte-pair dictionary learned from the source: with enough of
 them, even a unigram of tokens comes near the entropy rate. The score is the cross-entropy in bits for each symbol (not
@@ -28,7 +31,7 @@ from formwright.data.tasks.merges import Pairs, encode, learn, spelled
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONTEXTS = 1 << 16  # at most so many
+CONTEXTS = 1 << 16  # at most so many; with a table for each row 1 << 10
 
 
 @task
@@ -52,10 +55,14 @@ def markov(
         raise DataError(
             f"markov: {symbols} symbols have {symbols**order} contexts of order {order}; at most {CONTEXTS}"
         )
-    if law not in ("switching", "random"):
-        raise DataError(f"markov: law is 'switching' or 'random', not {law!r}")
+    if law not in ("switching", "random", "dirichlet"):
+        raise DataError(f"markov: law is 'switching', 'random' or 'dirichlet', not {law!r}")
     if not 0 < switch < 1 or not concentration > 0:
         raise DataError(f"markov: switch={switch} must lie between 0 and 1, and concentration={concentration} above 0")
+    if law == "dirichlet":
+        if merges or symbols**order > CONTEXTS >> 6:
+            raise DataError(f"markov: law='dirichlet' has no merges, and at most {CONTEXTS >> 6} contexts")
+        return in_context(order, symbols, concentration, length, examples, tests)
     rule = switching(order, symbols, switch) if law == "switching" else random_law(order, symbols, concentration, table)
     share = stationary(rule)
     pairs, mean = dictionary(law, order, symbols, switch, concentration, table, merges)
@@ -78,17 +85,65 @@ def markov(
         scores |= {"one distribution of tokens": unigram_bits(y, tested_y, held)} if pairs else {}
         return scores | {"the entropy rate": entropy_rate(rule, share)}
 
+    return _in_bits(make, baselines, held, length=length, examples=examples, tests=tests)
+
+
+def in_context(order: int, symbols: int, concentration: float, length: int, examples: int, tests: int) -> Task:
+    """The task of law="dirichlet"."""
+    held = np.ones(symbols, dtype=np.int64)
+
+    def make(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        rules = rng.dirichlet(np.full(symbols, concentration), size=(rows, symbols**order))
+        out, row = rng.integers(0, symbols, size=(rows, length + 1)), np.arange(rows)
+        bounds = np.cumsum(rules, axis=2)[:, :, :-1]
+        for t in range(order, length + 1):
+            out[:, t] = (rng.random(rows)[:, None] >= bounds[row, number(out[:, t - order : t], symbols)]).sum(1)
+        return out[:, :-1], out[:, 1:]
+
+    def baselines(x: np.ndarray, y: np.ndarray, tested_x: np.ndarray, tested_y: np.ndarray) -> dict[str, float]:
+        rows = np.append(tested_x[:, :1], tested_y, axis=1)
+        return {
+            "one distribution of symbols": unigram_bits(y, tested_y, held),
+            "symbols counted so far": counted_bits(rows, 0, symbols, 1.0),
+            "contexts counted so far": counted_bits(rows, order, symbols, concentration),
+        }
+
+    return _in_bits(make, baselines, held, length=length, examples=examples, tests=tests)
+
+
+def _in_bits(make: Callable, baselines: Callable, held: np.ndarray, **sizes: int) -> Task:
+    """The task of predicting tokens that hold so many symbols each."""
+    facts = {"vocab": len(held), "length": sizes.pop("length")}
     return Task(
         make,
-        {"vocab": symbols + merges, "length": length},
+        facts,
         metric="bits_per_symbol",
         lower_is_better=True,
         unit="bits per symbol",
         baselines=baselines,
         score=bits_per_symbol(held),
-        examples=examples,
-        tests=tests,
+        **sizes,
     )
+
+
+def number(context: np.ndarray, symbols: int) -> np.ndarray:
+    """The number of each context (rows, k), its oldest symbol the highest digit."""
+    return context @ symbols ** np.arange(context.shape[1] - 1, -1, -1)
+
+
+def counted_bits(rows: np.ndarray, order: int, symbols: int, added: float) -> float:
+    """Bits for each symbol but the first of rows (R, N), from how often each followed its context so far, `added` to
+    all; symbols without a whole context are uniform."""
+    row, times = np.arange(len(rows)), np.full((len(rows), symbols**order, symbols), added)
+    bits = 0.0
+    for t in range(rows.shape[1]):
+        share = np.full(len(rows), 1 / symbols)
+        if t >= order:
+            context, now = number(rows[:, t - order : t], symbols), rows[:, t]
+            share = times[row, context, now] / times[row, context].sum(1)
+            times[row, context, now] += 1
+        bits -= np.log2(share).sum() if t else 0.0
+    return float(bits / (len(rows) * (rows.shape[1] - 1)))
 
 
 def switching(order: int, symbols: int, switch: float) -> np.ndarray:
@@ -131,7 +186,7 @@ def walk(
     out = np.empty((rows, steps), dtype=np.int64)
     done = 0
     if past.shape[1] == order:
-        context = past @ symbols ** np.arange(order - 1, -1, -1)
+        context = number(past, symbols)
     else:
         context = np.minimum(np.searchsorted(np.cumsum(share), rng.random(rows), side="right"), contexts - 1)
         done = min(order, steps)
