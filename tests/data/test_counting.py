@@ -29,9 +29,15 @@ def words(tokenisation, letters):
 @pytest.mark.parametrize("tokenisation", TOKENISATIONS)
 @pytest.mark.parametrize("letters", [2, 3])
 @pytest.mark.parametrize("running", [False, True])
-def test_counts_and_tokens(tokenisation, letters, running):
+@pytest.mark.parametrize("most", [0, 6])
+def test_counts_and_tokens(tokenisation, letters, running, most):
     task = TASKS["counting"](
-        letters=letters, tokenisation=tokenisation, lengths_seen=(1, 15), lengths_tested=(9, 31), running=running
+        letters=letters,
+        tokenisation=tokenisation,
+        running=running,
+        most=most,
+        lengths_seen=(1, 15),
+        lengths_tested=(9, 31),
     )
     word = words(tokenisation, letters)
     for make, bounds in ((task.make, (1, 15)), (task.make_test, (9, 31))):
@@ -44,6 +50,7 @@ def test_counts_and_tokens(tokenisation, letters, running):
             asked, spelled_out = "abcdefgh"[row[0] - 1], [word[t - letters - 1] for t in row[1:end]]
             string = "".join(spelled_out).replace(".", "")
             sizes.append(len(string))
+            assert not most or string.count(asked) <= most
             if running:
                 so_far = itertools.accumulate(spelled_out)
                 assert wanted == [-100, *(1 + s.count(asked) for s in so_far)] + [-100] * (len(row) - end)
@@ -54,6 +61,18 @@ def test_counts_and_tokens(tokenisation, letters, running):
             if tokenisation == "pairs":
                 assert all(len(w) == 2 for w in spelled_out[:-1])
         assert (min(sizes), max(sizes)) == bounds
+
+
+def test_bounded_counts_and_their_places_are_uniform():
+    task = TASKS["counting"](letters=4, most=5, lengths_seen=(9, 9), lengths_tested=(20, 30))
+    x, y = task.make(np.random.default_rng(0), 6000)
+    assert abs(np.bincount(y[:, 10] - 1, minlength=6) / 6000 - 1 / 6).max() < 0.03
+    here = x[:, 1:10] - 5 == x[:, :1] - 1
+    assert (here.sum(1) == y[:, 10] - 1).all()
+    assert abs(here.mean(0) - 2.5 / 9).max() < 0.03  # at every place alike
+    others = (x[:, 1:10] - 5)[~here & (x[:, :1] == 1)]
+    assert abs(np.bincount(others, minlength=4)[1:] / len(others) - 1 / 3).max() < 0.03
+    assert not task.notes and TASKS["counting"](lengths_tested=(41, 50)).notes
 
 
 def merged_plainly(string, alphabet, pairs):

@@ -12,7 +12,9 @@ spaced    a letter or the space between two
 quoted    a letter, a quotation mark on each side of it, or the comma between two
 
 The first three hold 1, 2, and a varying number of letters; the last two hold letters apart. (The paper asks language
-models for letters a, b, e, z in strings of 10-20, 20-30, 30-40 letters; here a model learns to count.)
+models for letters a, b, e, z in strings of 10-20, 20-30, 30-40 letters; here a model learns to count.) With most > 0
+the letter asked for occurs 0..most times (uniform; at most everywhere), the others filling the rest: so that longer
+strings in the test have no counts but those seen.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ def counting(
     merges: int = 16,
     lengths_seen: Lengths = (10, 40),
     lengths_tested: Lengths = (10, 40),
+    most: int = 0,
     running: bool = False,
     examples: int = 100_000,
     tests: int = 3_000,
@@ -42,7 +45,8 @@ def counting(
     """Say how often a letter occurs. inputs, targets (rows, most tokens of a string + 2); lengths are in letters."""
     name = "counting"
     seen, tested = span(name, "lengths_seen", lengths_seen), span(name, "lengths_tested", lengths_tested)
-    at_least(name, letters=(letters, 2), merges=(merges, 1), examples=(examples, 1), tests=(tests, 1))
+    at_least(name, letters=(letters, 2), merges=(merges, 1), most=(most, 0))
+    at_least(name, examples=(examples, 1), tests=(tests, 1))
     if tokenisation not in TOKENISATIONS:
         raise DataError(f"{name}: tokenisation is one of {', '.join(TOKENISATIONS)}, not {tokenisation!r}")
     if not isinstance(running, bool):
@@ -50,16 +54,18 @@ def counting(
     pairs = dictionary(tokenisation, letters, merges)
     held = occurrences(letters, pairs)
     extra = {"spaced": 1, "quoted": 2}.get(tokenisation, 0)
-    most = {"spaced": 2, "quoted": 4}.get(tokenisation, 1)
+    step = {"spaced": 2, "quoted": 4}.get(tokenisation, 1)
     words = len(held) + extra  # tokens of strings; before them come the slot 0 and the letters asked for
 
     def maker(bounds: Lengths):
-        width = most * bounds[1] + 2
+        width = step * bounds[1] + 2
 
         def make(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray]:
             sizes = lengths(rng, rows, bounds)
             string = rng.integers(0, letters, size=(rows, bounds[1]))
             asked = rng.integers(0, letters, size=rows)
+            if most:
+                string = limited(rng, sizes, bounds[1], asked, letters, most)
             tokens, number = tokens_of(string, sizes, tokenisation, letters, pairs)
             times = np.append(held, np.zeros((extra, letters), dtype=np.int64), axis=0)[tokens, asked[:, None]]
             so_far = np.cumsum(times, axis=1)
@@ -74,16 +80,28 @@ def counting(
 
         return make
 
-    longest = max(seen[1], tested[1])
+    longest, unseen = max(seen[1], tested[1]), tested[1] > seen[1] and not 0 < most <= seen[1]
     return Task(
         maker(seen),
-        {"vocab": max(words + letters + 1, longest + 2), "length": most * longest + 2},
+        {"vocab": max(words + letters + 1, longest + 2), "length": step * longest + 2},
         make_test=maker(tested) if tested != seen else None,
         ragged=True,
         baselines=by_place,
+        notes=[f"The test has counts above {seen[1]}, and many that training hardly has; most= bounds them."] * unseen,
         examples=examples,
         tests=tests,
     )
+
+
+def limited(
+    rng: np.random.Generator, sizes: np.ndarray, width: int, asked: np.ndarray, letters: int, most: int
+) -> np.ndarray:
+    """(rows, width) strings in whose first `sizes` letters the one asked for (rows,) occurs 0..most times."""
+    times = rng.integers(0, np.minimum(sizes, most) + 1)
+    other = rng.integers(0, letters - 1, size=(len(sizes), width))
+    key = np.where(np.arange(width) < sizes[:, None], rng.random((len(sizes), width)), 2.0)
+    rank = np.argsort(np.argsort(key, axis=1, kind="stable"), axis=1, kind="stable")
+    return np.where(rank < times[:, None], asked[:, None], other + (other >= asked[:, None]))
 
 
 def dictionary(tokenisation: str, letters: int, merges: int) -> Pairs:
