@@ -24,15 +24,17 @@ import numpy as np
 
 from formwright.data import cache as caching
 
-VERSION = 1  # of what is worked out here
+VERSION = 2  # of what is worked out here
 SLOW = 0.05  # seconds from which on the scores are kept on disk
 WINDOWS = 1000  # of the test part that forecasts are scored on, fewer where they are wide
-NUMBERS = 20_000_000  # in these windows' targets, at most
+NUMBERS = 5_000_000  # in these windows, at most
 ROWS = 20_000  # pairs of a window and a variate, or rows of a table, that a ridge regression sees
 FEW_ROWS = 2000  # rows that a logistic regression sees
 WIDE = 1024  # inputs from which on no linear model is fitted to items
 PENALTIES = 10.0 ** np.arange(-6, 3)  # of a ridge regression, times the number of rows
 TRAIN_BYTES, TEST_BYTES = 32 << 20, 4 << 20
+
+Fit = Callable[[np.ndarray], np.ndarray]
 
 
 def kept(cache: str | None, fingerprint: str, scores: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -70,13 +72,9 @@ def forecasts(
 ) -> dict[str, float]:
     """Scores (mse) of the rules of thumb on a series' test windows. inputs, targets (rows, V) z-scored, without and
     with NaN; starts: split -> first window's first row, number of windows."""
-    variates = inputs.shape[1]
-
-    def rows(split: str, limit: int) -> np.ndarray:
-        first, count = starts[split]
-        return first + thinned(count, max(32, min(limit, NUMBERS // ((horizon + input_length) * variates))))
-
-    begin = rows("test", WINDOWS)
+    first, count = starts["test"]
+    wide = (input_length + horizon) * inputs.shape[1]
+    begin = first + thinned(count, max(32, min(WINDOWS, NUMBERS // wide)))
     now = begin + input_length - 1
     truth = targets[begin[:, None] + input_length + np.arange(horizon)]
     scores = {"the last value": mse(np.broadcast_to(inputs[now][:, None], truth.shape), truth)}
@@ -87,44 +85,47 @@ def forecasts(
     if input_length > 1:
         mean = inputs[begin[:, None] + np.arange(input_length)].mean(1, keepdims=True)
         scores["the mean of the window"] = mse(np.broadcast_to(mean, truth.shape), truth)
-    check = rows("validation", WINDOWS // 4)
-    answer = _window_ridge(inputs, targets, starts["train"], check, input_length, horizon)
-    return scores if answer is None else scores | {"a ridge regression": mse(answer(begin), truth)}
+    fit = _window_ridge(inputs, targets, starts, input_length, horizon)
+    if fit is not None:
+        windows = inputs[begin[:, None] + np.arange(input_length)].transpose(0, 2, 1)
+        scores["a ridge regression"] = mse(fit(windows).transpose(0, 2, 1), truth)
+    return scores
 
 
 def _window_ridge(
-    inputs: np.ndarray, targets: np.ndarray, train: tuple[int, int], check: np.ndarray, length: int, horizon: int
-) -> Callable[[np.ndarray], np.ndarray] | None:
-    """Windows' first rows (n,) -> forecasts (n, horizon, V) of the best ridge regression; None where no training window
+    inputs: np.ndarray, targets: np.ndarray, starts: dict[str, tuple[int, int]], length: int, horizon: int
+) -> Fit | None:
+    """The ridge regression (..., T) -> (..., horizon) that is best on validation; None where hardly any training window
     has all its targets."""
-    variates = inputs.shape[1]
     rng = np.random.Generator(np.random.PCG64(0))
-    population = train[1] * variates
-    drawn = rng.choice(population, ROWS, replace=False) if population > ROWS else np.arange(population)
-    start, variate = train[0] + drawn // variates, drawn % variates
-    window = inputs[start[:, None] + np.arange(length), variate[:, None]].astype(np.float64)
-    future = targets[start[:, None] + length + np.arange(horizon), variate[:, None]].astype(np.float64)
+
+    def draw(split: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
+        first, count = starts[split]
+        pairs = count * inputs.shape[1]
+        drawn = rng.choice(pairs, limit, replace=False) if pairs > limit else np.arange(pairs)
+        start, variate = first + drawn[:, None] // inputs.shape[1], drawn[:, None] % inputs.shape[1]
+        seen = inputs[start + np.arange(length), variate]
+        return seen.astype(np.float64), targets[start + length + np.arange(horizon), variate].astype(np.float64)
+
+    window, future = draw("train", ROWS)
     whole = ~np.isnan(future).any(1)
     if whole.sum() < 2:
         return None
     window, future = window[whole], future[whole]
-    last = window[:, -1:]
-    fits: list[tuple[bool, Fit]] = [(False, fit) for fit in ridges(window, future)]
+    fits = ridges(window, future)
     if length > 1:
-        fits += [(True, fit) for fit in ridges(window[:, :-1] - last, future - last)]
-
-    def answer(begin: np.ndarray, moved: bool, fit: Fit) -> np.ndarray:
-        x = inputs[begin[:, None] + np.arange(length)].transpose(0, 2, 1).astype(np.float64)
-        y = fit(x[..., :-1] - x[..., -1:]) + x[..., -1:] if moved else fit(x)
-        return y.transpose(0, 2, 1)
-
-    truth = targets[check[:, None] + length + np.arange(horizon)]
-    errors = [mse(answer(check, *fit), truth) for fit in fits]
-    best = fits[int(np.nanargmin(errors))] if not np.isnan(errors).all() else fits[len(PENALTIES) - 1]
-    return lambda begin: answer(begin, *best)
+        fits += map(_from_the_last, ridges(window[:, :-1] - window[:, -1:], future - window[:, -1:]))
+    return _best(fits, *draw("validation", FEW_ROWS))
 
 
-Fit = Callable[[np.ndarray], np.ndarray]
+def _from_the_last(fit: Fit) -> Fit:
+    return lambda x: fit(x[..., :-1] - x[..., -1:]) + x[..., -1:]
+
+
+def _best(fits: list[Fit], x: np.ndarray, y: np.ndarray) -> Fit:
+    """The one of least error; the most penalised of the first kind where no y is known."""
+    errors = [mse(fit(x), y) for fit in fits]
+    return fits[int(np.nanargmin(errors))] if not np.isnan(errors).all() else fits[len(PENALTIES) - 1]
 
 
 def ridges(x: np.ndarray, y: np.ndarray) -> list[Fit]:
@@ -232,10 +233,8 @@ def values(answers: np.ndarray, parts: dict[str, np.ndarray], features: Features
     if len(train) < 2:
         return scores
     fits = ridges(features(train).astype(np.float64), answers[train].astype(np.float64))
-    check = parts["validation"][thinned(len(parts["validation"]), ROWS)]
-    seen = features(check)
-    errors = [mse(fit(seen), answers[check]) for fit in fits]
-    best = fits[int(np.nanargmin(errors))] if not np.isnan(errors).all() else fits[-1]
+    check = parts["validation"][thinned(len(parts["validation"]), FEW_ROWS)]
+    best = _best(fits, features(check), answers[check])
     rest = parts["test"][thinned(len(parts["test"]), ROWS)]
     return scores | {"a ridge regression": mse(best(features(rest)), answers[rest])}
 
