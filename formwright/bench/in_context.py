@@ -66,7 +66,7 @@ def prompts(spec: str, *, split: str = "test", items: int = 1000, seed: int = 0)
     if split == "test":
         skew, scale = chosen["skew_tested"] if chosen["skew_tested"] is not None else skew, chosen["scale_tested"]
     largest = float((scale * deviations(chosen["dim"], skew)).max() ** 2)
-    found = predictors(noise=chosen["noise"], largest=largest)
+    found = predictors(noise=chosen["noise"], largest=largest, sparsity=chosen["sparsity"])
     return Prompts(batch.inputs, x, y, found, chosen["sparsity"] or chosen["dim"])
 
 

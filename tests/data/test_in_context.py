@@ -80,6 +80,16 @@ def steepest(x, y, steps):
     return w
 
 
+def pursued(x, y, sparsity):
+    free, w = [], np.zeros(x.shape[1])
+    for _ in range(min(sparsity, len(y) // 2)):
+        fit = [-1 if i in free else abs(x[:, i] @ (y - x @ w)) / np.linalg.norm(x[:, i]) for i in range(x.shape[1])]
+        free.append(int(np.argmax(fit)))
+        w = np.zeros(x.shape[1])
+        w[free] = np.linalg.lstsq(x[:, free], y, rcond=None)[0]
+    return w
+
+
 def test_predictors_are_what_their_definitions_say():
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((20, 9, 4)), rng.standard_normal((20, 9))
@@ -100,6 +110,8 @@ def test_predictors_are_what_their_definitions_say():
     }
     for name, (predict, solve) in cases.items():
         np.testing.assert_allclose(predict(x, y), alone(x, y, solve), rtol=1e-7, atol=1e-7, err_msg=name)
+    pursuit = in_context.matching_pursuit(x[2:], y[2:], sparsity=2)
+    np.testing.assert_allclose(pursuit, alone(x[2:], y[2:], lambda a, b: pursued(a, b, 2)), rtol=1e-5, atol=1e-5)
     near = in_context.nearest_neighbour(x, y)
     for r, i in itertools.product(range(20), range(1, 9)):
         assert near[r, i] == y[r, np.argmin([np.sum((x[r, i] - a) ** 2) for a in x[r, :i]])]
@@ -122,6 +134,14 @@ def test_baselines_of_regression_stand_in_order():
     scores = data.open("linear_regression(noise=0.5)").baselines
     assert scores["ridge"] < scores["5 steps of descent"] < scores["one gradient step"] < scores["always zero"]
     assert "ridge" not in data.open("linear_regression()").baselines
+    assert "matching pursuit" in data.open("linear_regression(sparsity=2)").baselines
+
+
+def test_sparse_weights_are_found_from_fewer_examples():
+    make = TASKS["linear_regression"](dim=16, points=13, sparsity=2).make
+    x, y = in_context.parted(make(np.random.default_rng(0), 500)[0], False)
+    pursued, fitted = in_context.matching_pursuit(x, y, sparsity=2), in_context.least_squares(x, y)
+    assert np.square(pursued - y)[:, 12].mean() < 0.3 * np.square(fitted - y)[:, 12].mean()
 
 
 def value(family, w, bound, x):
@@ -238,9 +258,9 @@ def test_learners_beat_the_commonest_answer(family):
 
 def test_many_prompts_a_second():
     make = TASKS["boolean_functions"]().make
-    began = time.perf_counter()
+    began = time.process_time()
     make(np.random.default_rng(0), 1000)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from the examples before it alone, 0 where there are none. Sums over j run over 
     ridge            w = (X^T X + penalty I)^-1 X^T y, the Bayes estimate where penalty = noise^2 / variance of w
     gradient step    w = rate_i X^T y / i,  rate_i = i / (i + dim + 1) / largest variance of x: the best rate there is
                      for isotropic Gaussian x (arXiv 2306.09927, 2023)
+    matching pursuit s times, at most i/2, one more number of w is free, that whose column of X goes best with what is
+                     left of y, and all that are free are fitted by least squares
     descent          w <- w - rate g,  g = X^T (X w - y), from 0; each rate |g|^2 / |X g|^2, the best for this prompt
 """
 
@@ -101,6 +103,28 @@ def descent(x: np.ndarray, y: np.ndarray, *, steps: int) -> np.ndarray:
             g = moment - (gram @ w[..., None])[..., 0]
             curved = (g * (gram @ g[..., None])[..., 0]).sum(-1, keepdims=True)
             w = w + g * np.square(g).sum(-1, keepdims=True) / np.maximum(curved, 1e-30)
+        out[:, i] = (x[:, i] * w).sum(-1)
+    return out
+
+
+def matching_pursuit(x: np.ndarray, y: np.ndarray, *, sparsity: int) -> np.ndarray:
+    rows, points, dim = x.shape
+    out, row = np.zeros((rows, points)), np.arange(rows)
+    gram, moment = np.zeros((rows, dim, dim)), np.zeros((rows, dim))
+    for i in range(1, points):
+        a = x[:, i - 1]
+        gram += a[:, :, None] * a[:, None, :]
+        moment += a * y[:, i - 1, None]
+        scale = np.sqrt(np.maximum(np.einsum("rdd->rd", gram), 1e-30))
+        free, w = np.zeros((rows, 0), dtype=np.int64), np.zeros((rows, dim))
+        for count in range(1, min(sparsity, i // 2) + 1):
+            fit = np.abs(moment - (gram @ w[..., None])[..., 0]) / scale
+            np.put_along_axis(fit, free, -1.0, axis=1)
+            free = np.concatenate([free, fit.argmax(1)[:, None]], axis=1)
+            inner = gram[row[:, None, None], free[:, :, None], free[:, None, :]]
+            inner = inner + 1e-10 * np.einsum("rkk->r", inner)[:, None, None] * np.eye(count)
+            found = np.linalg.solve(inner, np.take_along_axis(moment, free, axis=1)[..., None])[..., 0]
+            np.put_along_axis(w, free, found, axis=1)
         out[:, i] = (x[:, i] * w).sum(-1)
     return out
 

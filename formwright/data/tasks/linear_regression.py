@@ -78,7 +78,7 @@ def linear_regression(
 
     def judged(inputs, targets, inputs_tested, targets_tested) -> dict[str, float]:
         x, y = in_context.parted(inputs_tested, apart)
-        found = predictors(noise=noise, largest=float(tested.max() ** 2))
+        found = predictors(noise=noise, largest=float(tested.max() ** 2), sparsity=sparsity)
         return {name: float(np.square(predict(x, y) - y).mean()) / size for name, predict in found.items()}
 
     return Task(
@@ -104,7 +104,7 @@ def deviations(dim: int, skew: float) -> np.ndarray:
     return fall * np.sqrt(dim / np.square(fall).sum())
 
 
-def predictors(*, noise: float = 0.0, largest: float = 1.0) -> dict[str, Predictor]:
+def predictors(*, noise: float = 0.0, largest: float = 1.0, sparsity: int | None = None) -> dict[str, Predictor]:
     """What regresses without a model, by name; `largest` is the largest variance that x has."""
     found: dict[str, Predictor] = {
         "always zero": in_context.zero,
@@ -113,4 +113,8 @@ def predictors(*, noise: float = 0.0, largest: float = 1.0) -> dict[str, Predict
         f"{STEPS} steps of descent": partial(in_context.descent, steps=STEPS),
         "least squares": in_context.least_squares,
     }
-    return found | ({"ridge": partial(in_context.ridge, penalty=noise**2)} if noise > 0 else {})
+    if noise > 0:
+        found["ridge"] = partial(in_context.ridge, penalty=noise**2)
+    if sparsity is not None:
+        found["matching pursuit"] = partial(in_context.matching_pursuit, sparsity=sparsity)
+    return found
