@@ -105,7 +105,8 @@ def _hidden(
     tests: int,
 ) -> Task:
     """A task of `needles` sentences hidden, or (None) of a haystack of such sentences alone."""
-    at_least(name, digits=(digits, 1), examples=(examples, 1), tests=(tests, 1))
+    at_least(name, length=(length, 1), length_tested=(length_tested, 1), digits=(digits, 1))
+    at_least(name, examples=(examples, 1), tests=(tests, 1))
     shares = isinstance(depth, tuple) and len(depth) == 2 and all(isinstance(d, (int, float)) for d in depth)
     if not (shares and 0 <= depth[0] <= depth[1] <= 1):
         raise DataError(f"{name}: depth is two shares of the haystack, such as (0, 1) or (0.4, 0.6), not {depth!r}")
@@ -114,19 +115,20 @@ def _hidden(
 
     def maker(width: int) -> tuple[Callable, int, int]:
         """What makes rows of at most `width` tokens, how many they have, and how many numbers are in them."""
-        room = width + 1 - len(ask) - (needles or 0) * len(hide)
-        sentences = _sentences(room) if needles else np.repeat(np.arange(max(0, room) // len(hide)), len(hide))
-        spots = 1 + (sentences[-1] + 1 if len(sentences) else 0)
-        number = needles or spots - 1
-        low, high = np.ceil(depth[0] * (spots - 1)), np.floor(depth[1] * (spots - 1))
-        if not needles:
-            low, high = np.ceil(depth[0] * (spots - 2)), np.floor(depth[1] * (spots - 2))
-        if number > keys or spots < max(2, number) or high < low:
-            fewer = " and fewer needles" if needles and needles > 1 else ""
+        room = max(0, width + 1 - len(ask) - (needles or 0) * len(hide))
+        sentences = _sentences(room) if needles else np.arange(room // len(hide)).repeat(len(hide))
+        held = sentences[-1] + 1 if len(sentences) else 0
+        places = held + 1 if needles else held
+        number = needles or held
+        low, high = np.ceil(depth[0] * (places - 1)), np.floor(depth[1] * (places - 1))
+        if held < 1 or places < number or high < low:
+            besides = "the question and the needles" if needles else "the question"
             raise DataError(
-                f"{name}: {width} tokens hold {spots - 1} sentences besides {needles or 0} needles and the question, "
-                f"between {depth[0]} and {depth[1]} of which the number is to lie; take longer rows{fewer}"
+                f"{name}: {width} tokens hold {held} sentences besides {besides}, too few for {number} numbers, or for "
+                f"one between {depth[0]} and {depth[1]} of them; take longer rows"
             )
+        if number > keys:
+            raise DataError(f"{name}: {width} tokens hold {number} needles for {keys} keys; take shorter rows")
 
         def make(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray]:
             key = draw_distinct(rng, rows, number, keys)
@@ -134,17 +136,15 @@ def _hidden(
             value[..., 0] = rng.integers(1, 10, size=(rows, number))
             made = _filled(hide, key, value)
             asked = rng.integers(int(low), int(high) + 1, size=rows)
+            body = made.reshape(rows, -1)
             if needles:
-                # the needle asked for is the first drawn; the others lie at other spots
-                rank = rng.random((rows, spots))
+                # the needle asked for is the first drawn; the others lie at other places
+                rank = rng.random((rows, places))
                 rank[np.arange(rows), asked] = -1
-                spot = np.argsort(rank, axis=1)[:, :number]
-                body = _inserted(sentences, made, spot)
-                asked = np.zeros(rows, dtype=np.int64)
-            else:
-                body = made.reshape(rows, -1)
-            row = np.arange(rows)[:, None]
-            tokens = np.concatenate([body, _filled(ask, key[row, asked[:, None]], value[row, asked[:, None]])[:, 0]], 1)
+                body = _inserted(sentences, made, np.argsort(rank, axis=1)[:, :number])
+                asked[:] = 0
+            one = np.arange(rows)[:, None], asked[:, None]
+            tokens = np.concatenate([body, _filled(ask, key[one], value[one])[:, 0]], axis=1)
             targets = np.full((rows, tokens.shape[1] - 1), -100)
             targets[:, -digits:] = tokens[:, -digits:]
             return tokens[:, :-1], targets
@@ -161,7 +161,7 @@ def _hidden(
         tests=tests,
         make_test=make_test,
         chance=10.0 ** (1 - digits) / 9,
-        baselines=partial(_some_number, number, digits, NUMBER[sentence.split()[sentence.split().index("VALUE") - 1]]),
+        baselines=partial(_first_number, digits) if number > 1 else None,
         score=both(whole_rows, grouped("string_accuracy at depth 0.{}", partial(_depth, ask, sentence), rows=True)),
     )
 
@@ -219,19 +219,10 @@ def _depth(ask: np.ndarray, sentence: str, inputs: Tensor, targets: Tensor) -> T
     return (found.int().argmax(1) * 10 // end).clamp(max=9)
 
 
-def _some_number(
-    number: int,
-    digits: int,
-    before: int,
-    inputs: np.ndarray,
-    targets: np.ndarray,
-    inputs_tested: np.ndarray,
-    targets_tested: np.ndarray,
+def _first_number(
+    digits: int, inputs: np.ndarray, targets: np.ndarray, inputs_tested: np.ndarray, targets_tested: np.ndarray
 ) -> dict[str, float]:
-    """The share of rows that are answered by the first number in the text, where there are more than one."""
-    if number == 1:
-        return {}
-    is_digit = inputs_tested < 10
-    first = is_digit.argmax(1)[:, None] + np.arange(digits)
-    guess = np.take_along_axis(inputs_tested, first, axis=1)
-    return {"the first number of the text": float((guess == targets_tested[:, -digits:]).all(1).mean())}
+    """The share of rows that are answered by the first number in the text."""
+    place = (inputs_tested < len(DIGITS)).argmax(1)[:, None] + np.arange(digits)
+    right = np.take_along_axis(inputs_tested, place, axis=1) == targets_tested[:, -digits:]
+    return {"the first number of the text": float(right.all(1).mean())}
