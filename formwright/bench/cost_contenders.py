@@ -18,7 +18,7 @@ from formwright.bench.work import ROOM
 from formwright.build import build, complete, is_bare_mixer
 from formwright.contract import parameter_count
 from formwright.lang import Part
-from formwright.race.contenders import Entry, read_contenders
+from formwright.race.contenders import Entry, check_words, read_contenders
 from formwright.race.size import equalise, parse_size
 
 BASELINE = "attention"
@@ -30,7 +30,8 @@ def models(
     texts: list[str], *, longest: int, match: str, size: str | int | None, dim: int, depth: int,
     device: str | torch.device, dtype: torch.dtype,
 ) -> tuple[dict[str, nn.Module], list[dict[str, Any]], list[str]]:  # fmt: skip
-    """(models by name, what `Costs.contenders` says of each, sentences on how well they were made equal)."""
+    """(models by name, what `Costs.contenders` says of each, sentences on how well they were made equal). Raises
+    SyntaxProblem for a part or an option that is misspelt."""
     made: dict[str, nn.Module] = {}
     contenders: list[dict[str, Any]] = []
     notes: list[str] = []
@@ -38,6 +39,9 @@ def models(
         if not side:
             continue
         source = _random_tokens(causal, longest)
+        for entry in side:
+            if not entry.error:
+                check_words(entry, source)
         sized, said = _sized(side, source, match, size, dim)
         notes += said
         for entry in sized:

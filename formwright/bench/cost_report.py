@@ -64,9 +64,9 @@ def _spaced(table: Any, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _growth(costs: Costs):
-    """The fitted exponents of N, and what the cards say of multiply-adds and state."""
+    """The fitted exponents of N; the cards speak of multiply-adds and of the state."""
     several = len(costs.options["batches"]) > 1
-    table = _table("growth with N", "work", "time", "memory", "macs", "state", "card: macs, state")
+    table = _table("growth with N", "work", "time", "memory", "macs", "state", "card says")
     claimed = {c["name"]: c["claimed"] for c in costs.contenders}
     for row in costs.grown:
         if _known(row):
@@ -189,9 +189,9 @@ def _table(first: str, *names: str):
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, overflow="fold", min_width=max(14, min(22, len(first))))
+    table.add_column(first, overflow="fold", min_width=max(17, min(22, len(first))))
     for name in names:
-        left = name in ("work", "in", "held by", "card: macs, state")
+        left = name in ("work", "in", "held by", "card says")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
     return table
 

@@ -14,6 +14,7 @@ from formwright.bench.cost_contenders import models
 from formwright.bench.cost_report import record, rendered, write_csv, write_png
 from formwright.bench.work import ready, work
 from formwright.contract import Unsupported
+from formwright.lang import SyntaxProblem
 from formwright.race import store
 from formwright.race.contenders import RaceProblem
 
@@ -48,6 +49,11 @@ def test_what_looks_both_ways_is_held_against_attention_that_does():
     assert made["gla"].causal and not made["fourier"].causal and not made["attention (both ways)"].causal
     # fourier has no weights to be made equal by
     assert made["fourier"].dim == 32 and any(note.startswith("fourier would need") for note in notes)
+
+
+def test_a_misspelt_option_is_refused_at_once():
+    with pytest.raises(SyntaxProblem, match="no option 'haeds'"):
+        small(["gla(haeds=2)"])
 
 
 def test_one_that_cant_be_built_says_so_and_the_others_run():
