@@ -228,6 +228,6 @@ def bits_per_symbol(held: np.ndarray) -> Callable[[Tensor, Tensor, Tensor], dict
 
         total = functional.cross_entropy(outputs.flatten(0, -2).float(), targets.flatten(), reduction="sum")
         number = torch.as_tensor(held, device=targets.device)[targets].sum()
-        return {"bits_per_symbol": (float(total) / math.log(2), int(number))}
+        return {"bits_per_symbol": (float(total.detach()) / math.log(2), int(number))}
 
     return score
