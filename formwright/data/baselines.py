@@ -16,6 +16,7 @@ beyond a bound are thinned out evenly.
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
 from collections.abc import Callable
@@ -38,13 +39,13 @@ Fit = Callable[[np.ndarray], np.ndarray]
 
 
 def kept(cache: str | None, fingerprint: str, scores: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """scores(), worked out once for a source where that takes time."""
+    """scores(), those that are numbers, worked out once for a source where that takes time."""
     name = "baselines-" + caching.digest(VERSION, fingerprint)
     place = caching.root(cache) / name / "scores.json"
     if place.is_file():
         return caching.load_json(place)
     began = time.perf_counter()
-    found = scores()
+    found = {name: score for name, score in scores().items() if math.isfinite(score)}
     if time.perf_counter() - began >= SLOW:
         caching.entry(cache, name, lambda folder: caching.save_json(folder / "scores.json", found))
     return found

@@ -180,7 +180,7 @@ def test_slow_scores_are_kept(monkeypatch):
 
     def scores():
         calls.append(1)
-        return {"a": 0.5}
+        return {"a": 0.5, "nothing to score": math.nan}
 
     assert baselines.kept(None, "x", scores) == baselines.kept(None, "x", scores) == {"a": 0.5} and len(calls) == 1
     baselines.kept(None, "y", scores)
