@@ -33,7 +33,7 @@ class Pattern:
 PATTERNS = {
     pattern.name: pattern
     for pattern in (
-        Pattern("self", "noncausal self", "masked_recall(pairs=8, vocab=64)"),
+        Pattern("self", "noncausal self", "masked_recall(pairs=8)"),
         Pattern("causal", "causal self", "mqar(pairs=8, length=64, vocab=64)"),
         Pattern("cross", "noncausal cross", "point_completion"),
         Pattern("causal_cross", "causal cross", "string_to_string"),

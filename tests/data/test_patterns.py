@@ -22,31 +22,35 @@ def block(spec, split="train", rows=300):
 
 @pytest.mark.parametrize(("pairs", "times", "shown"), [(8, 2, 1), (5, 3, 2), (3, 4, 1)])
 def test_masked_recall_hides_what_its_key_tells_elsewhere(pairs, times, shown):
-    inputs, targets = block(f"masked_recall(pairs={pairs}, times={times}, shown={shown}, vocab=32)")
-    from_left = asked = 0
+    spec = f"masked_recall(pairs={pairs}, times={times}, shown={shown}, keys=12, values=5)"
+    inputs, targets = block(spec)
+    found = asked = 0
     for row, wanted in zip(inputs.tolist(), targets.tolist(), strict=True):
-        entries = list(zip(row[::2], row[1::2], wanted[1::2], strict=True))
-        assert all(w == -100 for w in wanted[::2]) and all(1 <= k < 16 for k, _, _ in entries)
-        keys = [k for k, _, _ in entries]
-        assert len(set(keys)) == pairs and all(keys.count(k) == times for k in keys)
-        seen = {}
-        for key, value, _ in entries:
-            if value != 0:
-                assert 16 <= value < 32 and seen.setdefault(key, value) == value
-        assert sum(value != 0 for _, value, _ in entries) == pairs * shown
-        for place, (key, value, target) in enumerate(entries):
-            assert target == (seen[key] if value == 0 else -100)
-            if value == 0:
+        assert len(row) == pairs * times and all(0 <= token < 12 + 12 * 5 for token in row)
+        entries = [(token, None) if token < 12 else divmod(token - 12, 5) for token in row]
+        keys = [key for key, _ in entries]
+        assert len(set(keys)) == pairs and all(keys.count(key) == times for key in keys)
+        told = {}
+        for key, value in entries:
+            if value is not None:
+                assert told.setdefault(key, value) == value
+        assert sum(value is not None for _, value in entries) == pairs * shown and len(told) == pairs
+        for place, (key, value) in enumerate(entries):
+            assert wanted[place] == (-100 if value is not None else 12 + 5 * key + told[key])
+            if value is None:
                 asked += 1
-                from_left += any(k == key and v != 0 for k, v, _ in entries[:place])
-    told = data.open(f"masked_recall(pairs={pairs}, times={times}, shown={shown}, vocab=32)").baselines
-    assert told["reading from the left alone"] == pytest.approx(from_left / asked, abs=0.05)
+                found += any(k == key and v is not None for k, v in entries[:place])
+    share = found / asked
+    baselines = data.open(spec).baselines
+    assert baselines["guessing"] == 1 / 5
+    assert baselines["reading from the left alone"] == pytest.approx(share + (1 - share) / 5, abs=0.05)
 
 
 def test_masked_recall_is_the_harder_the_more_is_hidden():
-    left = [data.open(f"masked_recall(times=4, shown={n})").baselines["reading from the left alone"] for n in (1, 3)]
-    assert left[0] == pytest.approx(1 / 2, abs=0.02)  # one shown of four: as often before a hidden one as behind it
-    assert left[1] == pytest.approx(3 / 4, abs=0.02)
+    specs = [f"masked_recall(times=4, shown={n}, values=10)" for n in (1, 3)]
+    left = [data.open(spec).baselines["reading from the left alone"] for spec in specs]
+    assert left[0] == pytest.approx(0.5 + 0.05, abs=0.02)  # one of four is as often before a hidden one as behind it
+    assert left[1] == pytest.approx(0.75 + 0.025, abs=0.02)
 
 
 def test_points_lie_on_the_outline_that_is_asked_for():
@@ -127,7 +131,7 @@ def test_strings_may_be_tested_at_other_lengths_and_splits_differ():
     ("spec", "words"),
     [
         ("masked_recall(times=2, shown=2)", "hides nothing"),
-        ("masked_recall(pairs=40, vocab=64)", "vocab=82"),
+        ("masked_recall(pairs=40)", "keys=40"),
         ("point_completion(hidden=1.5)", "hidden"),
         ("point_completion(points=0)", "points"),
         ("string_to_string(operation=shuffle)", "reverse, sort"),
