@@ -90,6 +90,23 @@ def find_bench(conn: sqlite3.Connection, what: str | Path) -> str:
     return _named(conn, str(what), ids, ids[0], "bench")
 
 
+def find(conn: sqlite3.Connection, what: str | Path) -> Race | Bench:
+    """The bench or race that `what` names, loaded: an id before the start of one, the newer of both for 'latest'.
+
+    Raises RaceNotFound."""
+    benches = {row[0]: row[1] for row in conn.execute("SELECT id, julianday(created) FROM benches")}
+    races = {row[0]: row[1] for row in conn.execute("SELECT id, julianday(created) FROM races WHERE bench IS NULL")}
+    if str(what) == "latest" and benches and (not races or max(benches.values()) >= max(races.values())):
+        return load_bench(conn, find_bench(conn, what))
+    try:
+        return load_race(conn, find_race(conn, what))
+    except RaceNotFound:
+        # The start of a bench's id is that of all its races' ids.
+        if not benches:
+            raise
+    return load_bench(conn, find_bench(conn, what))
+
+
 def _named(conn: sqlite3.Connection, what: str, ids: list[str], latest: str, kind: str) -> str:
     """The one of these ids, newest first, that `what` names."""
     if what in ids:

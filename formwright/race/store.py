@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from formwright.race.opening import open_store, store_path
-from formwright.race.reading import find_bench, find_race, list_benches, list_races, load_bench, load_race
+from formwright.race.reading import find, find_bench, find_race, list_benches, list_races, load_bench, load_race
 from formwright.race.records import (
     VERSION,
     Bench,
@@ -35,9 +35,9 @@ from formwright.race.records import (
 
 __all__ = [
     "VERSION", "Bench", "Contender", "Measured", "Point", "Race", "RaceNotFound", "Sample", "StoreError", "Trial",
-    "add_contender", "add_cost", "add_points", "add_sample", "add_trial", "create_bench", "create_race", "find_bench",
-    "find_race", "list_benches", "list_races", "load_bench", "load_race", "now", "open_store", "remove_race",
-    "store_path", "update_bench", "update_contender", "update_race", "update_trial",
+    "add_contender", "add_cost", "add_points", "add_sample", "add_trial", "create_bench", "create_race", "find",
+    "find_bench", "find_race", "list_benches", "list_races", "load_bench", "load_race", "now", "open_store",
+    "remove_race", "store_path", "update_bench", "update_contender", "update_race", "update_trial",
 ]  # fmt: skip
 
 _TABLES = {"race": "races", "bench": "benches"}

@@ -12,13 +12,13 @@ LIGHT = {
     "page": "#fbfbf9", "card": "#ffffff", "ink": "#1b1d22", "soft": "#5d636e", "faint": "#8a909b", "line": "#e3e3de",
     "grid": "#ecece8", "accent": "#2a5db0", "warm": "#fff6e5", "warm-line": "#e9c46a", "code": "#f3f3ef",
     "c0": "#1f66d6", "c1": "#e8820a", "c2": "#7fa85f", "c3": "#b5789a", "c4": "#6a4105", "c5": "#12a5e0",
-    "c6": "#86077e", "c7": "#0f4038",
+    "c6": "#86077e", "c7": "#0f4038", "heat": "#86b6f2",
 }  # fmt: skip
 DARK = {
     "page": "#131519", "card": "#1a1d23", "ink": "#eceef2", "soft": "#a4abb8", "faint": "#7b8391", "line": "#2c313a",
     "grid": "#262a32", "accent": "#8ab4f8", "warm": "#2b2415", "warm-line": "#7a6122", "code": "#20242b",
     "c0": "#4d86ff", "c1": "#e0822a", "c2": "#73e08c", "c3": "#f0b4c4", "c4": "#ead23a", "c5": "#2fc1fb",
-    "c6": "#d0459f", "c7": "#6a8f66",
+    "c6": "#d0459f", "c7": "#6a8f66", "heat": "#1e5bb0",
 }  # fmt: skip
 HUES = 8
 SHAPES = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross")
