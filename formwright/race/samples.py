@@ -23,7 +23,7 @@ def samples(model: Any, source: Any, *, seed: int = 0) -> list[tuple[str, dict[s
     with torch.no_grad():
         if source.head == "lm":
             return _texts(model, source, seed) if source.codec is not None else []
-        if source.kind == "synthetic":
+        if source.kind == "synthetic" or source.embed == "tokens":
             return []
         if source.head == "forecast":
             return _forecasts(model, source)
