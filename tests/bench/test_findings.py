@@ -143,6 +143,12 @@ def made_up(claims, name, scores, more=None, params=None):
 
 
 CASES = {
+    "attention_degeneration": [
+        ({"attention": 1.0, "with partial attention": 1.0},
+         {"attention": {"copy_1": 0.8, "copy_4": 0.3}, "with partial attention": {"copy_1": 0.8, "copy_4": 0.75}}, 4),
+        ({"attention": 1.0, "with partial attention": 0.5},
+         {"attention": {"copy_1": 0.8, "copy_4": 0.75}, "with partial attention": {"copy_1": 0.8, "copy_4": 0.3}}, 0),
+    ],
     "mqar_convolutions": [
         ({"attention": 0.99, "gated convolution": 0.02, "hyena": 0.02}, {}, 3),
         ({"attention": 0.99, "gated convolution": 0.9, "hyena": 0.02}, {}, 2),
