@@ -9,14 +9,34 @@ from __future__ import annotations
 import contextlib
 import csv as csv_files
 import importlib
-import itertools
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from formwright import cli_parts
+from formwright.cli_options import (
+    RUNS,
+    STORE,
+    Address,
+    Contender,
+    Data,
+    Engine,
+    Forecast,
+    ImageSize,
+    InputLength,
+    Length,
+    Open,
+    Run,
+    Runs,
+    Splits,
+    Target,
+    Vocab,
+    Workers,
+    given,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -25,32 +45,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Compose, check, race and ship Transformer-like architectures, each one short expression.",
 )
-
-STORE = "races.sqlite"
-RUNS = Path("runs")
-
-Data = Annotated[
-    str | None,
-    typer.Option("--data", help="A file or folder, a bundled name (python-source, digits, macro) or mqar(pairs=16)."),
-]
-Forecast = Annotated[int | None, typer.Option(help="Forecast this many steps of a multivariate series (CSV, Parquet).")]
-Target = Annotated[str | None, typer.Option(help="The column of a table to predict.")]
-Vocab = Annotated[int | None, typer.Option(help="Tokens of a byte-pair vocabulary for text; bytes without it.")]
-Length = Annotated[int | None, typer.Option(help="Tokens of context for text.")]
-InputLength = Annotated[int | None, typer.Option(help="Time steps of a series that a forecast reads.")]
-Splits = Annotated[str | None, typer.Option(help="How a series is split: shares such as 70/10/20, or ett.")]
-ImageSize = Annotated[int | None, typer.Option(help="Pixels of the square that images are resized to.")]
-Run = Annotated[str, typer.Argument(help="A race's name, the start of one, a path in its folder, or latest.")]
-Engine = Annotated[str, typer.Option(help="local: worker processes here; ray: a Ray cluster.")]
-Address = Annotated[str | None, typer.Option(help="The Ray cluster's address.")]
-Workers = Annotated[int | None, typer.Option(help="Worker processes; as many as cores without it.")]
-Open = Annotated[bool, typer.Option("--open", help="Open the report in a browser where there is one.")]
-Contender = Annotated[str | None, typer.Option(help="Whose model; the best one's without it.")]
-Runs = Annotated[Path, typer.Option(help="The folder that races are kept in.")]
-
-
-def _given(**given: object) -> dict[str, object]:
-    return {name: value for name, value in given.items() if value is not None}
 
 
 @app.command()
@@ -102,7 +96,7 @@ def race(
     from formwright import race as racing
     from formwright.race.watch import watch
 
-    options = _given(
+    options = given(
         forecast=forecast,
         target=target,
         vocab=vocab,
@@ -181,6 +175,9 @@ def bench(
         with contextlib.closing(store.open_store(runs / STORE, create=False)) as connection:
             bench_terminal.print_list(store.list_benches(connection), console)
         return
+    if suite == "cost":
+        _cost_suite(mixers or [], match, size, runs)
+        return
     from formwright.bench.run import bench as put
     from formwright.bench.watch import watch
 
@@ -219,6 +216,22 @@ def bench(
         typer.launch(str(path.resolve()))
 
 
+def _cost_suite(mixers: list[str], match: str, size: str | None, runs: Path) -> None:
+    """The suite that is measured, not trained: its tables here, its rows in the store."""
+    from rich.console import Console
+
+    from formwright.bench.cost import cost_suite
+    from formwright.bench.cost_report import record, rendered
+    from formwright.race import store
+
+    if not mixers:
+        raise ValueError("name the mixers whose cost shall be measured: formwright bench cost attention gla")
+    found = cost_suite(mixers, match=match, size=size)
+    Console().print(rendered(found))
+    with contextlib.closing(store.open_store(runs / STORE)) as connection:
+        print(f"kept as race {record(found, connection)}")
+
+
 def _load(run: str, runs: Path):
     """The bench or race that `run` names."""
     from formwright.race import store
@@ -250,171 +263,6 @@ def report(
         from formwright.report import bench_terminal, terminal
 
         (bench_terminal.print_bench if whole else terminal.print_race)(result)
-
-
-@app.command()
-def check(
-    target: Annotated[str, typer.Argument(help="A part such as gla or 'attention(heads=2)', or file.py:Class.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
-) -> None:
-    """Hold a part to the laws: shapes, causality, decoding, gradients, cost ... Exit code 1 where one is broken."""
-    from formwright.check import run
-
-    result = run(target)
-    if as_json:
-        print(json.dumps(result.to_json(), indent=2))
-    else:
-        result.show()
-    if not result.passed:
-        raise typer.Exit(1)
-
-
-@app.command("list")
-def list_parts(
-    kind: Annotated[str | None, typer.Argument(help="mixer, channel, position, norm, ... or zoo.")] = None,
-) -> None:
-    """List the parts that expressions are made of, or the published architectures in the zoo."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from formwright import parts
-    from formwright.contract import KINDS
-
-    singular = kind[:-1] if kind and kind.endswith("s") else kind
-    console = Console()
-    if kind == "zoo":
-        console.print(_zoo_table())
-        return
-    cards = sorted((parts.card(name) for name in parts.names(singular)), key=lambda c: (KINDS.index(c.kind), c.name))
-    for group, members in itertools.groupby(cards, key=lambda c: c.kind):
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column(group, no_wrap=True, style="bold", min_width=16)
-        if group == "mixer":
-            table.add_column("macs", no_wrap=True)
-            table.add_column("state", no_wrap=True)
-        table.add_column("what it does")
-        for card in members:
-            costs = (card.time, card.state) if group == "mixer" else ()
-            table.add_row(card.name, *costs, card.summary)
-        console.print(table)
-    if singular in (None, "mixer"):
-        console.print("macs, state: how multiply-adds and the decode state grow with N tokens", highlight=False)
-    if kind is None:
-        console.print("published architectures: formwright list zoo", highlight=False)
-
-
-def _zoo_table():
-    """A Rich table of the zoo's entries."""
-    from rich import box
-    from rich.table import Table
-
-    from formwright import zoo
-    from formwright.show import short
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("zoo", no_wrap=True, style="bold")
-    table.add_column("parameters", no_wrap=True, justify="right")
-    table.add_column("source")
-    for name in zoo.names():
-        table.add_row(name, short(zoo.entry(name).parameters), zoo.entry(name).source)
-    return table
-
-
-@app.command()
-def card(name: Annotated[str, typer.Argument(help="A part's name, a zoo entry's, or file.py:Class.")]) -> None:
-    """Show a part's card: what it computes, its source, its options; or an architecture of the zoo."""
-    from rich.console import Console
-
-    from formwright import parts, zoo
-
-    if zoo.find(name):
-        text = zoo.describe(name)
-    else:
-        text = parts.describe(parts.load(name) if ".py:" in name else parts.get(name))
-    Console().print(text, markup=False, highlight=False, soft_wrap=False)
-
-
-@app.command()
-def show(
-    expression: Annotated[str, typer.Argument(help="An architecture, or a bare mixer.")],
-    length: Annotated[int, typer.Option(help="Tokens that the figures are for.")] = 256,
-    batch: Annotated[int, typer.Option(help="Rows that the figures are for.")] = 1,
-    data: Data = None,
-    forecast: Forecast = None,
-    target: Target = None,
-    vocab: Vocab = None,
-    input_length: InputLength = None,
-    image_size: ImageSize = None,
-) -> None:
-    """Draw the built model as a tree: shapes, parameters, multiply-adds and state bytes of every part."""
-    from rich.console import Console
-
-    from formwright.show import draw, example
-
-    options = _given(forecast=forecast, target=target, vocab=vocab, input_length=input_length, image_size=image_size)
-    model, shape = example(expression, data, options, length)
-    Console().print(draw(model, shape, batch))
-
-
-@app.command()
-def cost(
-    texts: Annotated[list[str], typer.Argument(metavar="EXPR...", help="An architecture, or mixers side by side.")],
-    lengths: Annotated[str, typer.Option(help="Token counts, with commas between.")] = "512,1024,2048,4096",
-    batch: Annotated[str, typer.Option(help="Rows of the batch; several with commas between.")] = "1",
-    dim: Annotated[
-        int, typer.Option(help="Width of an expression that doesn't say it; of attention beside mixers.")
-    ] = 256,
-    kinds: Annotated[str, typer.Option(help="Work measured of mixers.")] = "forward,training,prefill,decode",
-    match: Annotated[str, typer.Option(help="What mixers are equal in: params, state, macs or width.")] = "params",
-    size: Annotated[str | None, typer.Option(help="Parameters of each mixer's model, such as 2M.")] = None,
-    seconds: Annotated[float, typer.Option(help="About how long mixers are measured.")] = 240.0,
-    roofline: Annotated[bool, typer.Option(help="Whether arithmetic or memory holds each layer.")] = False,
-    csv: Annotated[Path | None, typer.Option(help="Write what was measured of mixers to this CSV.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Draw time and memory of mixers over tokens.")] = None,
-) -> None:
-    """Cost measured over lengths: of one expression beside the formulas; of mixers beside attention, with the growth in
-    N and the length from which on each is cheaper."""
-    from rich.console import Console
-
-    from formwright.build import is_bare_mixer
-
-    counts, batches = _counts("--lengths", lengths), _counts("--batch", batch)
-    console = Console()
-    if roofline:
-        from formwright.bench.cost_report import roofline_table
-        from formwright.bench.roofline import expression_layers
-
-        for text in texts:
-            rows, roof = expression_layers(text, counts[-1], batch=batches[0], dim=dim)
-            console.print(text, roofline_table(rows, roof), sep="\n")
-        return
-    if len(texts) == 1 and not is_bare_mixer(texts[0]) and not (csv or png):
-        from formwright.bench.formulas import cost_table
-
-        for rows in batches:
-            console.print(cost_table(texts[0], counts, batch=rows, dim=dim))
-        return
-    from formwright.bench import cost_report
-    from formwright.bench.cost import cost_suite
-
-    found = cost_suite(
-        texts, lengths=counts, batches=batches, kinds=kinds.split(","), match=match, size=size, dim=dim, seconds=seconds
-    )
-    console.print(cost_report.rendered(found))
-    if csv:
-        print(*cost_report.write_csv(found, csv), sep="\n")
-    if png:
-        print(cost_report.write_png(found, png))
-
-
-def _counts(option: str, text: str) -> list[int]:
-    """Whole numbers with commas between."""
-    words = [word.strip() for word in text.split(",")]
-    for word in words:
-        if not word.isdigit() or int(word) < 1:
-            raise ValueError(f"{option} takes numbers such as 512,2048, not {word!r}")
-    return sorted({int(word) for word in words})
 
 
 @app.command()
@@ -475,6 +323,13 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
         print(__version__)
         raise typer.Exit
+
+
+app.command()(cli_parts.check)
+app.command("list")(cli_parts.list_parts)
+app.command()(cli_parts.card)
+app.command()(cli_parts.show)
+app.command()(cli_parts.cost)
 
 
 def main() -> None:
