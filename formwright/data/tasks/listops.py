@@ -140,10 +140,7 @@ def draw_trees(rng: np.random.Generator, counts: list[np.ndarray], arguments: in
         held, number = np.full(len(tree), -1), np.zeros(len(tree), dtype=np.int64)
         operators = wanted.sum(1)
         if operators.any():
-            # In a random order within each tree the first nodes are operators: any set of them is as likely.
-            order = np.argsort(tree + rng.random(len(tree)))
-            first = np.cumsum(np.bincount(tree, minlength=rows)) - np.bincount(tree, minlength=rows)
-            chosen = order[np.arange(len(tree)) - first[tree] < operators[tree]]
+            chosen = draw_places(rng, np.bincount(tree, minlength=rows), operators)
             held[chosen] = rng.integers(0, 4, size=len(chosen))
             number[chosen] = np.repeat(np.tile(np.arange(2, arguments + 1), rows), wanted.ravel())
         digit = rng.integers(0, DIGITS, size=len(tree))
@@ -153,14 +150,32 @@ def draw_trees(rng: np.random.Generator, counts: list[np.ndarray], arguments: in
     return levels
 
 
+def draw_places(rng: np.random.Generator, sizes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Of groups of these sizes, one behind the other, so many distinct places each (at most its size), in random order
+    within a group. All draw a place; of several that drew the same one keeps it, the others draw anew."""
+    group = np.repeat(np.arange(len(sizes)), wanted)
+    first = (np.cumsum(sizes) - sizes)[group]
+    size = sizes[group]
+    owner = np.full(int(sizes.sum()), -1, dtype=np.int64)
+    places = np.zeros(len(group), dtype=np.int64)
+    rest = np.arange(len(group))
+    while len(rest):
+        drawn = first[rest] + (rng.random(len(rest)) * size[rest]).astype(np.int64)
+        free = owner[drawn] < 0
+        owner[drawn[free]] = rest[free]
+        places[rest] = drawn
+        rest = rest[owner[drawn] != rest]
+    return places
+
+
 def lay_out(levels: list[Level], rows: int, width: int) -> np.ndarray:
     """(rows, width) tokens: an operator, its arguments in turn, the closing mark."""
     lengths = [np.where(level.operator >= 0, 2, 1) for level in levels]
     for below in range(len(levels) - 1, 0, -1):
         parent = levels[below].parent
         lengths[below - 1] += np.bincount(parent, lengths[below], len(lengths[below - 1])).astype(np.int64)
-    out = np.zeros((rows, width), dtype=np.int32)
-    place = np.zeros(rows, dtype=np.int64)
+    out = np.zeros(rows * width, dtype=np.uint8)
+    place = np.arange(rows) * width
     for d, level in enumerate(levels):
         if d:
             before = np.cumsum(lengths[d]) - lengths[d]
@@ -169,10 +184,10 @@ def lay_out(levels: list[Level], rows: int, width: int) -> np.ndarray:
             since = np.where(number > 0, place + 1 - np.append(before, 0)[np.cumsum(number) - number], 0)
             place = since[level.parent] + before
         operator = level.operator >= 0
-        out[level.tree, place] = np.where(operator, 1 + DIGITS + level.operator, 1 + level.digit)
+        out[place] = np.where(operator, 1 + DIGITS + level.operator, 1 + level.digit)
         ends = place + lengths[d] - 1
-        out[level.tree[operator], ends[operator]] = CLOSE
-    return out
+        out[ends[operator]] = CLOSE
+    return out.reshape(rows, width)
 
 
 def evaluate(levels: list[Level]) -> np.ndarray:
