@@ -29,9 +29,9 @@ def check(
 
 
 def list_parts(
-    kind: Annotated[str | None, typer.Argument(help="mixer, channel, position, norm, ... or zoo.")] = None,
+    kind: Annotated[str | None, typer.Argument(help="mixer, channel, position, norm, ...; zoo; tasks.")] = None,
 ) -> None:
-    """List the parts that expressions are made of, or the published architectures in the zoo."""
+    """List the parts that expressions are made of, the published architectures in the zoo, or the tasks."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -43,6 +43,9 @@ def list_parts(
     console = Console()
     if kind == "zoo":
         console.print(_zoo_table())
+        return
+    if singular == "task":
+        console.print(_task_table())
         return
     cards = sorted((parts.card(name) for name in parts.names(singular)), key=lambda c: (KINDS.index(c.kind), c.name))
     for group, members in itertools.groupby(cards, key=lambda c: c.kind):
@@ -60,6 +63,22 @@ def list_parts(
         console.print("macs, state: how multiply-adds and the decode state grow with N tokens", highlight=False)
     if kind is None:
         console.print("published architectures: formwright list zoo", highlight=False)
+        console.print("synthetic tasks to train on: formwright list tasks", highlight=False)
+
+
+def _task_table():
+    """A Rich table of the synthetic tasks."""
+    from rich import box
+    from rich.table import Table
+
+    from formwright.data.tasks import TASKS, summary
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("task", no_wrap=True, style="bold")
+    table.add_column("what is asked")
+    for name in sorted(TASKS):
+        table.add_row(name, summary(name))
+    return table
 
 
 def _zoo_table():
@@ -79,14 +98,19 @@ def _zoo_table():
     return table
 
 
-def card(name: Annotated[str, typer.Argument(help="A part's name, a zoo entry's, or file.py:Class.")]) -> None:
-    """Show a part's card: what it computes, its source, its options; or an architecture of the zoo."""
+def card(
+    name: Annotated[str, typer.Argument(help="A part's name, a zoo entry's, a task's, or file.py:Class.")],
+) -> None:
+    """Show a part's card: what it computes, its source, its options; or an architecture of the zoo, or a task."""
     from rich.console import Console
 
     from formwright import parts, zoo
+    from formwright.data import tasks
 
     if zoo.find(name):
         text = zoo.describe(name)
+    elif name in tasks.TASKS and name not in parts.names():
+        text = tasks.describe(name)
     else:
         text = parts.describe(parts.load(name) if ".py:" in name else parts.get(name))
     Console().print(text, markup=False, highlight=False, soft_wrap=False)

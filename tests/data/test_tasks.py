@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from formwright import data
-from formwright.data import DataError
+from formwright.data import DataError, tasks
 from formwright.data.synthetic import read
 from formwright.data.tasks import TASKS, draw_distinct
 
@@ -154,3 +154,10 @@ def test_bare_names_and_words():
     assert read("mqar")[1]["pairs"] == 16
     assert read("mqar(filler=random)")[1]["filler"] == "random"
     assert data.open("mqar(pairs=4, length=64)").name == "mqar(pairs=4, length=64)"
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_every_task_says_what_it_asks(name):
+    said = tasks.summary(name)
+    assert 8 <= len(said) <= 130 and "inputs" not in said, said
+    assert f"--data '{name}(" in tasks.describe(name) and said.split()[-1].strip(".?") in tasks.describe(name)

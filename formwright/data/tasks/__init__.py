@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,19 @@ def task(function: Callable[..., Task | Opener]) -> Callable[..., Task | Opener]
 def options(name: str) -> dict[str, Any]:
     """A task's options and their defaults."""
     return {k: p.default for k, p in inspect.signature(TASKS[name]).parameters.items()}
+
+
+def summary(name: str) -> str:
+    """A task in one sentence."""
+    return re.match(r".*?(?<!\.)[.?](?= |$)", " ".join((inspect.getdoc(TASKS[name]) or f"{name}.").split()))[0]
+
+
+def describe(name: str) -> str:
+    """A task in words: its definition and source, what its items are, its options."""
+    function = TASKS[name]
+    chosen = ", ".join(f"{k}={v!r}" for k, v in options(name).items())
+    about = inspect.getdoc(inspect.getmodule(function)) or ""
+    return "\n\n".join((f"{name}  (task)", about, inspect.getdoc(function) or "", f"--data '{name}({chosen})'"))
 
 
 def at_least(name: str, **bounds: tuple[Any, int]) -> None:

@@ -53,7 +53,8 @@ def bigrams(text: str) -> tuple[np.ndarray, np.ndarray]:
 
 @task
 def bigram_backcopy(*, length: int = 256, triggers: int = 3, examples: int = 100_000, tests: int = 3_000) -> Task:
-    """Say every next token. inputs, targets (rows, length); tokens 1 .. `triggers` are the triggers."""
+    """Every next token, where triggers ask for the token before them. inputs, targets (rows, length); tokens 1 ..
+    `triggers` are the triggers."""
     at_least("bigram_backcopy", length=(length, 3), triggers=(triggers, 1), examples=(examples, 1), tests=(tests, 1))
     counts, follow = bigrams(zen())
     size = len(counts)

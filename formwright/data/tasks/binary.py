@@ -29,7 +29,7 @@ _LIMB = 30  # bits of a digit of long numbers
 def binary_addition(
     *, lengths_seen: Lengths = (3, 40), lengths_tested: Lengths = TESTED, examples: int = 100_000, tests: int = 3_000
 ) -> Task:
-    """Say the sum, then 3. inputs, targets (rows, 2 longest + 1)."""
+    """The sum of two binary numbers, then 3. inputs, targets (rows, 2 longest + 1)."""
     return _of_two("binary_addition", np.add, lengths_seen, lengths_tested, examples, tests)
 
 
@@ -37,7 +37,7 @@ def binary_addition(
 def binary_multiplication(
     *, lengths_seen: Lengths = (3, 40), lengths_tested: Lengths = TESTED, examples: int = 100_000, tests: int = 3_000
 ) -> Task:
-    """Say the product, then 3. inputs, targets (rows, 2 longest + 1)."""
+    """The product of two binary numbers, then 3. inputs, targets (rows, 2 longest + 1)."""
     return _of_two("binary_multiplication", products, lengths_seen, lengths_tested, examples, tests)
 
 
@@ -45,7 +45,7 @@ def binary_multiplication(
 def compute_sqrt(
     *, lengths_seen: Lengths = SEEN, lengths_tested: Lengths = TESTED, examples: int = 100_000, tests: int = 3_000
 ) -> Task:
-    """Say the square root rounded down. inputs, targets (rows, longest + (longest + 1) / 2)."""
+    """The square root of a binary number, rounded down. inputs, targets (rows, longest + (longest + 1) / 2)."""
 
     def draw(rng: np.random.Generator, sizes: np.ndarray, longest: int):
         bits = numbers(rng, sizes, longest + longest % 2)  # lowest first

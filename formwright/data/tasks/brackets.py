@@ -31,7 +31,7 @@ def modular_arithmetic_brackets(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Say 1 + the value of an expression modulo m. inputs, targets (rows, longest + 1)."""
+    """1 + the value of an expression with brackets, modulo m. inputs, targets (rows, longest + 1)."""
     name = "modular_arithmetic_brackets"
     at_least(name, modulus=(modulus, 2))
     if not isinstance(products, bool):
@@ -60,7 +60,7 @@ def solve_equation(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Say 1 + the hidden digit of an expression, its value given behind "=". inputs, targets (rows, longest + 1)."""
+    """1 + the hidden digit of an expression, its value given behind "=". inputs, targets (rows, longest + 1)."""
     at_least("solve_equation", modulus=(modulus, 2))
 
     def draw(rng: np.random.Generator, sizes: np.ndarray, longest: int):

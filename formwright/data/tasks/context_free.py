@@ -31,7 +31,7 @@ def reverse_string(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Say the string of tokens 1..symbols backwards. inputs, targets (rows, 2 longest)."""
+    """A string of tokens 1..symbols backwards. inputs, targets (rows, 2 longest)."""
     at_least("reverse_string", symbols=(symbols, 2))
 
     def draw(rng: np.random.Generator, sizes: np.ndarray, longest: int):
@@ -52,8 +52,8 @@ def reverse_string(
 def stack_manipulation(
     *, lengths_seen: Lengths = SEEN, lengths_tested: Lengths = TESTED, examples: int = 100_000, tests: int = 3_000
 ) -> Task:
-    """Say the stack left, from its top, then 3. Letters are 1, 2; then 3 pops and 4, 5 push a letter; popping an empty
-    stack does nothing. Of a question of n > 1 tokens, 1..n-1 (uniform) are letters. inputs, targets
+    """The stack left after pushes and pops, from its top, then 3. Letters are 1, 2; then 3 pops and 4, 5 push a letter;
+    popping an empty stack does nothing. Of a question of n > 1 tokens, 1..n-1 (uniform) are letters. inputs, targets
     (rows, 2 longest + 1)."""
 
     def draw(rng: np.random.Generator, sizes: np.ndarray, longest: int):

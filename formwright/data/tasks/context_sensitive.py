@@ -28,7 +28,7 @@ def duplicate_string(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Say the string of tokens 1..symbols twice. inputs, targets (rows, 3 longest)."""
+    """A string of tokens 1..symbols twice. inputs, targets (rows, 3 longest)."""
     at_least("duplicate_string", symbols=(symbols, 2))
 
     def draw(rng: np.random.Generator, sizes: np.ndarray, longest: int):
@@ -49,7 +49,7 @@ def duplicate_string(
 def missing_duplicate(
     *, lengths_seen: Lengths = (2, 40), lengths_tested: Lengths = TESTED, examples: int = 100_000, tests: int = 3_000
 ) -> Task:
-    """Say the letter (1, 2) that 3 hides. inputs, targets (rows, longest + 1)."""
+    """The letter (1, 2) that 3 hides in a string said twice. inputs, targets (rows, longest + 1)."""
 
     def draw(rng: np.random.Generator, sizes: np.ndarray, longest: int):
         rows, half = np.arange(len(sizes)), sizes // 2
@@ -82,7 +82,7 @@ def odds_first(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Say the tokens (1..symbols) at odd places, then those at even ones. inputs, targets (rows, 2 longest)."""
+    """The tokens (1..symbols) at odd places, then those at even ones. inputs, targets (rows, 2 longest)."""
     at_least("odds_first", symbols=(symbols, 2))
 
     def draw(rng: np.random.Generator, sizes: np.ndarray, longest: int):
@@ -110,7 +110,7 @@ def bucket_sort(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Say the tokens (1..symbols) in increasing order. inputs, targets (rows, 2 longest)."""
+    """A string of tokens 1..symbols in increasing order. inputs, targets (rows, 2 longest)."""
     at_least("bucket_sort", symbols=(symbols, 2))
 
     def draw(rng: np.random.Generator, sizes: np.ndarray, longest: int):

@@ -27,7 +27,8 @@ def copying(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Say the content tokens in order. inputs, targets (rows, length); -100 before the last `tokens` places."""
+    """The tokens that stood among blanks, in order. inputs, targets (rows, length); -100 before the last `tokens`
+    places."""
     at_least(
         "copying", length=(length, 3), tokens=(tokens, 1), vocab=(vocab, 4), examples=(examples, 1), tests=(tests, 1)
     )

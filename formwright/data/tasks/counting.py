@@ -42,7 +42,7 @@ def counting(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Say how often a letter occurs. inputs, targets (rows, most tokens of a string + 2); lengths are in letters."""
+    """How often a letter occurs. inputs, targets (rows, most tokens of a string + 2); lengths are in letters."""
     name = "counting"
     seen, tested = span(name, "lengths_seen", lengths_seen), span(name, "lengths_tested", lengths_tested)
     at_least(name, letters=(letters, 2), merges=(merges, 1), most=(most, 0))

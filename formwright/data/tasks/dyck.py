@@ -23,7 +23,7 @@ def dyck(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Say which bracket is closed. inputs, targets (rows, length); -100 where the next token opens one."""
+    """Which bracket is closed. inputs, targets (rows, length); -100 where the next token opens one."""
     at_least("dyck", types=(types, 1), depth=(depth, 1), length=(length, 2), length_tested=(length_tested, 2))
     at_least("dyck", examples=(examples, 1), tests=(tests, 1))
 

@@ -42,7 +42,8 @@ def facts(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Say people's attributes. inputs, targets (rows, 4 attributes); -100 but at phrases and questions."""
+    """People's attributes, read in sentences, asked for in questions. inputs, targets (rows, 4 attributes); -100 but at
+    phrases and questions."""
     name = "facts"
     at_least(name, people=(people, 4), attributes=(attributes, 1), values=(values, 2), phrases=(phrases, 1))
     at_least(name, multiplicity=(multiplicity, 1), sheet=(sheet, 0), examples=(examples, 1), tests=(tests, 1))

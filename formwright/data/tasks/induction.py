@@ -24,7 +24,7 @@ def induction(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Say what followed the trigger. inputs, targets (rows, length); -100 before the last place."""
+    """What followed a token before. inputs, targets (rows, length); -100 before the last place."""
     at_least("induction", length=(length, 3), vocab=(vocab, 3), examples=(examples, 1), tests=(tests, 1))
     if length_tested is not None:
         at_least("induction", length_tested=(length_tested, 3))

@@ -27,8 +27,9 @@ SCRATCH = 0
 def inverse_permutation(
     *, size: int = 8, letters: int = 16, form: str = "decoder", examples: int = 100_000, tests: int = 3_000
 ) -> Task:
-    """Strings of `size` letters. Token 0 is empty, 1..size are the permutation's numbers, then come the letters. The
-    score that ranks is string_accuracy, the share of strings without a mistake."""
+    """A permuted string put back in order, given the permutation. Strings of `size` letters. Token 0 is empty, 1..size
+    are the permutation's numbers, then come the letters. The score that ranks is string_accuracy, the share of strings
+    without a mistake."""
     at_least("inverse_permutation", size=(size, 2), letters=(letters, 2), examples=(examples, 1), tests=(tests, 1))
     if form not in FORMS:
         raise DataError(f"inverse_permutation: form is one of {', '.join(FORMS)}, not {form!r}")

@@ -14,7 +14,7 @@ from formwright.data.tasks.scoring import macro, per_class
 
 @task
 def mad_compression(*, length: int = 32, vocab: int = 16, examples: int = 12_800, tests: int = 1_280) -> Task:
-    """Say all tokens again from one vector. inputs, targets (rows, length), the same."""
+    """All tokens again from one vector. inputs, targets (rows, length), the same."""
     at_least("mad_compression", length=(length, 2), vocab=(vocab, 3), examples=(examples, 1), tests=(tests, 1))
 
     def make(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -31,7 +31,7 @@ def mad_fuzzy_recall(
     examples: int = 12_800,
     tests: int = 1_280,
 ) -> Task:
-    """Say the value of a key of several tokens. inputs, targets (rows, length)."""
+    """The value of a key, both of several tokens. inputs, targets (rows, length)."""
     name, widest = "mad_fuzzy_recall", key_tokens + value_tokens
     at_least(name, key_tokens=(key_tokens, 1), value_tokens=(value_tokens, 1), examples=(examples, 1), tests=(tests, 1))
     at_least(name, length=(length, 3 * widest), vocab=(vocab, 3))

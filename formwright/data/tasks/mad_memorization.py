@@ -18,7 +18,8 @@ from formwright.data.tasks.scoring import macro, per_class
 def mad_memorization(
     *, length: int = 32, vocab: int = 256, mapping: int = 0, examples: int = 256, tests: int = 1_280
 ) -> Task:
-    """Say the value that a key has in every row. inputs, targets (rows, length); -100 at keys."""
+    """The value that a key has in every row: facts kept in the weights. inputs, targets (rows, length); -100 at
+    keys."""
     name = "mad_memorization"
     at_least(name, length=(length, 2), vocab=(vocab, 3), mapping=(mapping, 0), examples=(examples, 1), tests=(tests, 1))
     if length % 2:

@@ -21,7 +21,7 @@ from formwright.data.tasks.scoring import macro, macro_share, per_class
 
 @task
 def mad_recall(*, length: int = 128, vocab: int = 16, examples: int = 12_800, tests: int = 1_280) -> Task:
-    """Say the value of a key seen before. inputs, targets (rows, length - 1)."""
+    """The value of a key seen before. inputs, targets (rows, length - 1)."""
     return _recall("mad_recall", length, vocab, 0, 0.0, examples, tests)
 
 

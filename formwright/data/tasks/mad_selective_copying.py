@@ -14,6 +14,7 @@ from formwright.data.tasks.scoring import macro, per_class
 def mad_selective_copying(
     *, length: int = 256, tokens: int = 16, vocab: int = 16, examples: int = 12_800, tests: int = 1_280
 ) -> Task:
-    """Say the content tokens in order. inputs, targets (rows, length); -100 before the last `tokens` places."""
+    """The tokens that stood among blanks, in order. inputs, targets (rows, length); -100 before the last `tokens`
+    places."""
     asked = copying(length=length, tokens=tokens, vocab=vocab, examples=examples, tests=tests)
     return replace(asked, metric="macro_accuracy", score=per_class, derive=macro)

@@ -48,7 +48,7 @@ def markov(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Predict the next token. inputs, targets (rows, length), all scored."""
+    """The next token of a Markov source. inputs, targets (rows, length), all scored."""
     at_least("markov", order=(order, 1), symbols=(symbols, 2), merges=(merges, 0), length=(length, 1), table=(table, 0))
     at_least("markov", examples=(examples, 1), tests=(tests, 1))
     if symbols**order > CONTEXTS:

@@ -27,10 +27,11 @@ def masked_recall(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """`pairs` of the `keys` keys, each with one of `values` values, stand `times` times each in a row of pairs * times
-    tokens, in random order; the value is shown at `shown` of these places and hidden at the others, where it is asked
-    for. Token k is key k with its value hidden, keys + k * values + v is key k with value v; targets are those. Reading
-    from the left alone finds the values that are shown before, and guesses the others."""
+    """Hidden values restored from both sides. `pairs` of the `keys` keys, each with one of `values` values, stand
+    `times` times each in a row of pairs * times tokens, in random order; the value is shown at `shown` of these places
+    and hidden at the others, where it is asked for. Token k is key k with its value hidden, keys + k * values + v is
+    key k with value v; targets are those. Reading from the left alone finds the values that are shown before, and
+    guesses the others."""
     at_least("masked_recall", pairs=(pairs, 1), times=(times, 2), shown=(shown, 1), keys=(keys, 1), values=(values, 2))
     at_least("masked_recall", examples=(examples, 1), tests=(tests, 1))
     if shown >= times:

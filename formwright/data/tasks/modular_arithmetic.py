@@ -24,7 +24,7 @@ def modular_arithmetic(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """The value of an expression. inputs, targets (rows, longest + 2)."""
+    """The value of an expression modulo m. inputs, targets (rows, longest + 2)."""
     name = "modular_arithmetic"
     seen, tested = span(name, "lengths_seen", lengths_seen), span(name, "lengths_tested", lengths_tested)
     at_least(name, modulus=(modulus, 2), examples=(examples, 1), tests=(tests, 1))

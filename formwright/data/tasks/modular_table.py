@@ -36,8 +36,8 @@ def modular_table(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Say a o b. inputs, targets (rows, 4), the last alone scored. Numbers are their own tokens; p is the operation,
-    p + 1 is "="."""
+    """a o b, of a table whose other entries were trained on. inputs, targets (rows, 4), the last alone scored. Numbers
+    are their own tokens; p is the operation, p + 1 is "="."""
     name = "modular_table"
     at_least(name, prime=(prime, 2), shuffle=(shuffle, 0), examples=(examples, 1), tests=(tests, 1))
     if any(prime % d == 0 for d in range(2, int(prime**0.5) + 1)):

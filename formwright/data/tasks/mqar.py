@@ -28,7 +28,7 @@ def mqar(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Recall the value of each of `pairs` keys. inputs, targets (rows, length); -100 where nothing is asked."""
+    """The value of each of `pairs` keys. inputs, targets (rows, length); -100 where nothing is asked."""
     at_least("mqar", examples=(examples, 1), tests=(tests, 1))
     make = recall_maker("mqar", pairs, length, vocab, power, filler)
     facts = {"vocab": vocab, "length": length}

@@ -70,7 +70,7 @@ def needle(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Say the number of a key. inputs, targets (rows, N); -100 but at the number's digits."""
+    """The number of a key, hidden in a long text. inputs, targets (rows, N); -100 but at the number's digits."""
     if haystack not in ("sentences", "needles"):
         raise DataError(f"needle: haystack is 'sentences' or 'needles', not {haystack!r}")
     at_least("needle", needles=(needles, 1))
@@ -88,7 +88,7 @@ def passkey(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Say the pass key. inputs, targets (rows, N); -100 but at its digits."""
+    """The pass key, hidden in a long text. inputs, targets (rows, N); -100 but at its digits."""
     return _hidden("passkey", PASSKEY, PASSKEY_QUESTION, 1, length, length_tested, digits, depth, examples, tests)
 
 

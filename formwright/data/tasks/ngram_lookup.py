@@ -33,7 +33,7 @@ def ngram_lookup(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Say what followed an n-gram. inputs, targets (rows, packed - 1) in training, one string a row else."""
+    """What followed an n-gram in a string. inputs, targets (rows, packed - 1) in training, one string a row else."""
     name, following = "ngram_lookup", answer or 1
     at_least(name, ngram=(ngram, 1), letters=(letters, 2), examples=(examples, 1), tests=(tests, 1))
     if answer is not None:

@@ -23,7 +23,8 @@ def parity(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Even or odd. inputs, targets (rows, longest + 1), or (rows, longest) with running=True."""
+    """Whether the ones of a string are even or odd in number. inputs, targets (rows, longest + 1), or (rows, longest)
+    with running=True."""
     seen, tested = span("parity", "lengths_seen", lengths_seen), span("parity", "lengths_tested", lengths_tested)
     at_least("parity", examples=(examples, 1), tests=(tests, 1))
     if not isinstance(running, bool):

@@ -31,8 +31,8 @@ def phonebook(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Say a person's number. inputs, targets (rows, N); -100 but at the answer's digits. `names` is how many first
-    names there are, and how many surnames."""
+    """A person's number, looked up in a phone book. inputs, targets (rows, N); -100 but at the answer's digits. `names`
+    is how many first names there are, and how many surnames."""
     name = "phonebook"
     at_least(name, shots=(shots, 0), examples=(examples, 1), tests=(tests, 1))
     seen = span(name, "lines_seen", lines_seen, least=shots + 1)

@@ -28,9 +28,10 @@ def point_completion(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """`points` points of an outline's seen part, and `queries` directions in the arc that is hidden, a share `hidden`
-    of the whole round, anywhere. Tokens are (x, y, 0) and (cos t, sin t, 1), and the score is the mean squared error of
-    log r. `noise` is the deviation of what is added to the points' log r.
+    """The hidden part of an outline, from points of the rest. `points` points of an outline's seen part, and `queries`
+    directions in the arc that is hidden, a share `hidden` of the whole round, anywhere. Tokens are (x, y, 0) and (cos
+    t, sin t, 1), and the score is the mean squared error of log r. `noise` is the deviation of what is added to the
+    points' log r.
 
     The baselines: the outline that is a circle, the point seen nearest by, and least squares (ridge, knowing all these
     laws), which no model can better."""

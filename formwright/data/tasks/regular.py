@@ -18,7 +18,8 @@ from formwright.data.tasks.slots import Lengths
 def even_pairs(
     *, lengths_seen: Lengths = SEEN, lengths_tested: Lengths = TESTED, examples: int = 100_000, tests: int = 3_000
 ) -> Task:
-    """Say 1 (even) or 2 (odd) in the slot after letters 1 and 2. inputs, targets (rows, longest + 1)."""
+    """Whether a string of letters 1 and 2 has an even (1) or odd (2) number of unequal neighbours. inputs, targets
+    (rows, longest + 1)."""
 
     def draw(rng: np.random.Generator, sizes: np.ndarray, longest: int):
         letters = rng.integers(0, 2, size=(len(sizes), longest))
@@ -45,7 +46,8 @@ def cycle_navigation(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Say 1 + the place reached. Steps -1, 0, +1 are the tokens 1, 2, 3. inputs, targets (rows, longest + 1)."""
+    """Where a walk round a ring ends, as 1 + the place. Steps -1, 0, +1 are the tokens 1, 2, 3. inputs, targets (rows,
+    longest + 1)."""
     at_least("cycle_navigation", cycle=(cycle, 2))
 
     def draw(rng: np.random.Generator, sizes: np.ndarray, longest: int):

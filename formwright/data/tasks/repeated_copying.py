@@ -21,7 +21,7 @@ MARK = 0
 def repeated_copying(
     *, size: int = 8, repeats: int = 4, letters: int = 16, examples: int = 100_000, tests: int = 3_000
 ) -> Task:
-    """Say a source of `size` letters `repeats` times. inputs, targets (rows, size * (repeats + 1)); -100 before the
+    """A source of `size` letters said `repeats` times. inputs, targets (rows, size * (repeats + 1)); -100 before the
     mark, which stands at place `size`. The mark is token 0."""
     at_least("repeated_copying", size=(size, 1), repeats=(repeats, 1), letters=(letters, 2))
     at_least("repeated_copying", examples=(examples, 1), tests=(tests, 1))

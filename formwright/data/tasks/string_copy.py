@@ -24,7 +24,7 @@ def string_copy(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Say a string again. inputs, targets (rows, packed - 1) in training, one string a row else."""
+    """A string again. inputs, targets (rows, packed - 1) in training, one string a row else."""
     name = "string_copy"
     seen, tested = span(name, "lengths_seen", lengths_seen), span(name, "lengths_tested", lengths_tested)
     at_least(name, letters=(letters, 2), examples=(examples, 1), tests=(tests, 1))

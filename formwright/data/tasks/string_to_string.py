@@ -31,9 +31,9 @@ def string_to_string(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Sources of `letters` letters, their lengths uniform in `lengths`, with an end mark; targets begin and end with a
-    mark. The score that ranks is string_accuracy: the share of strings without a mistake.
-    `lengths_tested` are those of the test part, where they are to differ."""
+    """One string written from another. Sources of `letters` letters, their lengths uniform in `lengths`, with an end
+    mark; targets begin and end with a mark. The score that ranks is string_accuracy: the share of strings without a
+    mistake. `lengths_tested` are those of the test part, where they are to differ."""
     at_least("string_to_string", letters=(letters, 2), examples=(examples, 1), tests=(tests, 1))
     if operation not in OPERATIONS:
         raise DataError(f"string_to_string: operation is one of {', '.join(OPERATIONS)}, not {operation!r}")

@@ -24,7 +24,7 @@ GROUPS = ("Z60", "A4xZ5", "A5", "S5", "S3")
 def word_problem(
     *, group: str = "A5", length: int = 32, length_tested: int = 128, examples: int = 100_000, tests: int = 3_000
 ) -> Task:
-    """Say the product so far at every place. inputs, targets (rows, length)."""
+    """The product so far at every place, in a group. inputs, targets (rows, length)."""
     if group not in GROUPS:
         raise DataError(f"word_problem: group is one of {', '.join(GROUPS)}, not {group!r}")
     at_least("word_problem", length=(length, 1), length_tested=(length_tested, 1))

@@ -45,7 +45,8 @@ def working_memory(
     examples: int = 100_000,
     tests: int = 3_000,
 ) -> Task:
-    """Recall a list. inputs, targets (rows, N), where N holds the longest list, its distractors and what is asked."""
+    """The items of a list, recalled. inputs, targets (rows, N), where N holds the longest list, its distractors and
+    what is asked."""
     name = "working_memory"
     seen, tested = span(name, "lengths_seen", lengths_seen), span(name, "lengths_tested", lengths_tested)
     longest = max(seen[1], tested[1])
