@@ -72,7 +72,7 @@ QUICK = (
     ),
     Ability(
         "word problem", "The running product in a group, beyond the lengths seen?",
-        "word_problem(group='S3', length=6, length_tested=12, tests=1000)", 0.9,
+        "word_problem(group='S3', length=4, length_tested=7, tests=1000)", 0.9,
         stack=ONE_LAYER, size="20k", steps=400, batch_tokens=768, rates=(3e-3, 1e-2),
     ),
     Ability(

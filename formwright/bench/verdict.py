@@ -114,7 +114,7 @@ def results(bench: Bench) -> Results:
 def bar(ability: dict[str, Any], source: dict[str, Any]) -> Bar:
     """What an ability's scores on this source are held against."""
     lower, baselines = source["lower_is_better"], source.get("baselines") or {}
-    counted = {name: score for name, score in baselines.items() if not ability["beside"] or name in ability["beside"]}
+    counted = {name: score for name, score in baselines.items() if name in ability["beside"]} or baselines
     best = min if lower else max
     name = best(counted, key=counted.get)
     mark = ability["mark"]

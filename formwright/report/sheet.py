@@ -55,16 +55,17 @@ td.best{color:var(--ink);font-weight:650}
 .dots{width:110px;height:16px;display:block;margin:1px 0 -3px auto}
 .front{display:inline-block;font-size:11.5px;font-weight:500;border:1px solid var(--line);border-radius:5px;
   padding:0 6px;margin:1px 4px 1px 0;color:var(--soft)}
-.map th,.map td{text-align:center;padding:9px 8px}
-.map th{white-space:normal;vertical-align:bottom;min-width:84px;font-size:12.5px;color:var(--ink)}
+.map th,.map td{text-align:center;padding:9px 4px;white-space:normal}
+.map th{vertical-align:bottom;min-width:76px;font-size:12.5px;color:var(--ink)}
+.map th small{white-space:normal}
 .map td.heat{background:color-mix(in srgb,var(--heat) calc(100%*var(--p)),var(--card));
   border-left:2px solid var(--card);border-bottom:2px solid var(--card);font-size:15px;line-height:1.25}
 .map td.heat small{display:block;font-size:11.5px;color:var(--ink);opacity:.78}
 .map td.solved{font-weight:680}
 .map td.cannot,.map td.failed,.map td.waiting{color:var(--soft)}
 .map tr.beside td{color:var(--soft);font-size:13px}
-.map tr.beside td small{display:block;font-size:11px}
-.map th:first-child,.map td:first-child{min-width:150px;max-width:220px;text-align:left}
+.map tr.beside td small{display:block;font-size:11px;line-height:1.25}
+.map th:first-child,.map td:first-child{min-width:140px;max-width:200px;text-align:left;padding-left:14px}
 .grid{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:18px}
 .grid.three{grid-template-columns:repeat(3,minmax(0,1fr))}
 .card{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:16px 18px 10px;min-width:0;
