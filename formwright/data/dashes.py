@@ -43,7 +43,7 @@ class Look:
     bright: tuple[float, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ink:
     """The pixels that are not 0 in small pictures: offset (I, Q, 2) from the centre and level (I, Q) in bytes; rows
     with fewer are filled up by a pixel that is 0."""
@@ -60,6 +60,12 @@ class Ink:
         order = np.where(level > 0, order, 0)
         size = pictures.shape[-1]
         return cls(np.stack([order // size, order % size], -1) - size // 2, level)
+
+
+@lru_cache(maxsize=64)
+def steps(ink: Ink, wide: int) -> np.ndarray:
+    """(I, Q): the ink's offsets in flattened pictures of this width."""
+    return ink.offset[..., 0] * wide + ink.offset[..., 1]
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from formwright.data.dashes import DEGREES, FREE, TOUCH, Dashes, Ink, Look
+from formwright.data.dashes import DEGREES, FREE, TOUCH, Dashes, Ink, Look, steps
 
 TRIES = 3
 
@@ -68,7 +68,7 @@ def _where(plane: np.ndarray, who: np.ndarray, place: np.ndarray, edge: int) -> 
 
 def _put(plane: np.ndarray, who: np.ndarray, dash: np.ndarray, ink: Ink, edge: int) -> None:
     flat, ids = plane.reshape(-1), dash[:, 2]
-    where = _where(plane, who, dash[:, :2], edge)[:, None] + (ink.offset @ [plane.shape[-1], 1])[ids]
+    where = _where(plane, who, dash[:, :2], edge)[:, None] + steps(ink, plane.shape[-1])[ids]
     flat[where] = np.maximum(flat[where], ink.level[ids])
 
 
@@ -110,7 +110,7 @@ def _extend(
     share = (t.weight[last[:, 2]] * (255 - planes.near.reshape(-1)[ends])).cumsum(1)
     ok = np.zeros(len(who), bool)
     pick = np.zeros(len(who), np.int64)
-    firm = t.firm.offset[DEGREES:] @ [wide, 1]
+    firm = steps(t.firm, wide)[DEGREES:]
     rest = np.flatnonzero(share[:, -1] >= 255e-4)
     for _ in range(TRIES):
         now = (share[rest] > rng.random(len(rest))[:, None] * share[rest, -1:]).argmax(1)
@@ -134,7 +134,7 @@ def _beginnings(look: Look, t: Dashes) -> tuple[np.ndarray, np.ndarray]:
     every = _every(look)
     frame, edge = _frame(look, t, 2 * look.distance)[None], t.edge
     start = _where(frame, np.zeros(len(every), np.int64), every, edge)[:, None]
-    rooms = t.room.offset[:DEGREES] @ [frame.shape[-1], 1]
+    rooms = steps(t.room, frame.shape[-1])[:DEGREES]
     free = [
         every[~(frame.reshape(-1)[start + room] & (level > 0)).any(1)]
         for room, level in zip(rooms, t.room.level, strict=False)
@@ -182,7 +182,7 @@ def _first_dash(
     """A place for it, uniform over those free: whether there is one (m,), and which (m, 2). Places are drawn until
     one is free; where 64 were not, all are looked at."""
     edge, frame = t.edge, _frame(look, t, 1)
-    rooms, nowhere = t.room.offset @ [mask.shape[-1], 1], np.zeros(1, np.int64)
+    rooms, nowhere = steps(t.room, mask.shape[-1]), np.zeros(1, np.int64)
     found, tails = np.zeros(len(who), bool), np.zeros((len(who), 2), np.int64)
 
     def taken(rows: np.ndarray, places: np.ndarray) -> np.ndarray:

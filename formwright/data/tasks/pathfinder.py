@@ -114,7 +114,7 @@ def _disc(place: np.ndarray, look: Look) -> np.ndarray:
 
 def _scene(rng: np.random.Generator, rows: int, look: Look, t: Dashes, number: int) -> Scene:
     """Scenes that succeed, in the order in which they were begun."""
-    begun = max(64, min(32 * rows, (64 << 20) // Planes.wide(look, t) ** 2))
+    begun = max(64, min(32 * rows, (32 << 20) // Planes.wide(look, t) ** 2))
     found, have = [], 0
     while have < rows:
         found.append(two_snakes(rng, begun, look, t, number))
