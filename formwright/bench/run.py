@@ -12,7 +12,7 @@ import functools
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from formwright.bench.patterns import contender
 from formwright.bench.suites import SUITES, Ability
 from formwright.data.source import DataError
 from formwright.race import plan, store
-from formwright.race.beginning import MATCHES, begin, divide, take_up
+from formwright.race.beginning import MATCHES, begin, check_name, divide, take_up, whole
 from formwright.race.contenders import RaceProblem, check_words, read_contenders
 from formwright.race.local import RunJobs
 from formwright.race.machine import describe
 from formwright.race.racing import ENGINES, alone, hold, many
 from formwright.race.size import parse_size
+from formwright.race.state import Race
 
 Listener = Callable[[dict[str, Any]], None]
 POINTS = 8  # evaluations of a run, at which it may end early
@@ -62,57 +63,72 @@ def bench(
     size, steps, rates  in place of each ability's own
     resume   go on with this bench (id, start of an id, "latest") in place of a new one; other options but engine,
              address, runs and on_event are then those it began with
-    on_event is given {"event": "bench" | "ability" | "verdicts" | "end", ...} and the events of the races
+    on_event is given {"event": "bench" | "ability" | "end", ...} and the events of the races
 
     Raises RaceProblem, SyntaxProblem, UnknownPart or RaceNotFound for what is wrong, before anything is trained;
     KeyboardInterrupt, with the bench kept to be resumed, after Ctrl-C."""
     listen = on_event or (lambda event: None)
-    runs = Path(runs)
     if engine not in ENGINES:
         raise RaceProblem(f"engine is {' or '.join(ENGINES)}, not {engine!r}")
     if resume is not None:
         if suite or mixers:
             raise RaceProblem("a resumed bench has its suite and mixers already: leave them out")
-        conn = store.open_store(store.store_path(resume, runs / STORE), create=False)
-        bench_id = store.find_bench(conn, resume)
-        loaded = store.load_bench(conn, bench_id)
-        if loaded.status == "done":
-            raise RaceProblem(f"bench {bench_id} is finished: see formwright report {bench_id}")
-        runs = loaded.folder.parent
+        conn, under_way = _taken_up(resume, Path(runs))
     else:
-        asked = {"seeds": seeds, "match": match, "size": size, "steps": steps, "rates": rates}
-        abilities = _planned(suite, list(mixers), asked)
+        whole(seeds=seeds, steps=steps, workers=workers, threads=threads)
+        check_name(name)
+        abilities = _planned(suite, list(mixers), match, size, steps, rates)
         workers, threads = divide(workers, threads, device, len(mixers) * max(seeds, len(abilities[0].rates)))
         options = {"mixers": list(mixers), "seeds": seeds, "match": match, "workers": workers, "threads": threads}
         options |= {"device": device, "command": command, "abilities": [asdict(a) for a in abilities]}
-        conn = store.open_store(runs / STORE)
-        bench_id = store.create_bench(conn, suite, options=options, machine=describe(), id=name)
-        loaded = store.load_bench(conn, bench_id)
-    options = loaded.options
-    loaded.folder.mkdir(parents=True, exist_ok=True)
-    listen({"event": "bench", "bench": bench_id, "suite": loaded.suite, "abilities": options["abilities"]})
-    status = "interrupted"
-    try:
-        with (
-            alone(loaded.folder),
-            many(engine, options["workers"], options["threads"], options["device"], address) as run_jobs,
-        ):
-            store.update_bench(conn, bench_id, status="running", finished=None)
-            for ability in options["abilities"]:
-                _settle(conn, bench_id, Ability(**ability), options, run_jobs, runs, listen)
-        status = "done"
-    except Exception:
-        status = "failed"
-        raise
-    finally:
-        ended = {"finished": store.now()} if status == "done" else {}
-        store.update_bench(conn, bench_id, status=status, **ended)
-        conn.close()
-        listen({"event": "end", "bench": bench_id, "status": status})
-    return bench_id
+        conn, under_way = _begun(suite, options, Path(runs), name)
+    with contextlib.closing(conn), alone(under_way.folder):
+        listen({"event": "bench", "bench": under_way.id, "abilities": under_way.options["abilities"]})
+        store.update_bench(conn, under_way.id, status="running", finished=None)
+        ended = {"status": "interrupted"}
+        try:
+            _run(conn, under_way, engine, address, listen)
+            ended = {"status": "done", "finished": store.now()}
+        except Exception:
+            ended = {"status": "failed"}
+            raise
+        finally:
+            store.update_bench(conn, under_way.id, **ended)
+            listen({"event": "end", "bench": under_way.id, **ended})
+    return under_way.id
 
 
-def _planned(suite: str | None, mixers: list[str], asked: dict[str, Any]) -> list[Ability]:
+def _begun(suite: str, options: dict[str, Any], runs: Path, name: str | None) -> tuple[Any, store.Bench]:
+    """A new bench, written down."""
+    conn = store.open_store(runs / STORE)
+    bench_id = store.create_bench(conn, suite, options=options, machine=describe(), id=name)
+    folder = (runs / bench_id).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    options["mixers"] = _kept(options["mixers"], folder)
+    store.update_bench(conn, bench_id, options=options)
+    return conn, store.load_bench(conn, bench_id)
+
+
+def _taken_up(what: str, runs: Path) -> tuple[Any, store.Bench]:
+    """A bench of the store, as it stands."""
+    conn = store.open_store(store.store_path(what, runs / STORE), create=False)
+    found = store.load_bench(conn, store.find_bench(conn, what))
+    if found.status == "done":
+        raise RaceProblem(f"bench {found.id} is finished: see formwright report {found.id}")
+    return conn, found
+
+
+def _run(conn: Any, bench: store.Bench, engine: str, address: str | None, listen: Listener) -> None:
+    """All abilities, from wherever the bench stands."""
+    options = bench.options
+    with many(engine, options["workers"], options["threads"], options["device"], address) as run_jobs:
+        for ability in options["abilities"]:
+            _settle(conn, bench, Ability(**ability), run_jobs, listen)
+
+
+def _planned(
+    suite: str | None, mixers: list[str], match: str, size: Any, steps: int | None, rates: Sequence[float] | None
+) -> list[Ability]:
     """The suite's abilities with what was asked for in place of their own. Raises for what is wrong."""
     if suite not in SUITES:
         near = get_close_matches(str(suite), SUITES, 1)
@@ -120,45 +136,48 @@ def _planned(suite: str | None, mixers: list[str], asked: dict[str, Any]) -> lis
         raise RaceProblem(f"there is no suite {suite!r}; {hint}")
     if not mixers:
         raise RaceProblem(f"name the mixers that shall be put to it: formwright bench {suite} attention gla")
-    if asked["match"] not in MATCHES:
-        raise RaceProblem(f"match is {', '.join(MATCHES[:-1])} or {MATCHES[-1]}, not {asked['match']!r}")
-    for word in ("seeds", "steps"):
-        value = asked[word]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise RaceProblem(f"{word} is {value!r}, but must be a whole number of at least 1")
+    if match not in MATCHES:
+        raise RaceProblem(f"match is {', '.join(MATCHES[:-1])} or {MATCHES[-1]}, not {match!r}")
     for entry in read_contenders(mixers):
         check_words(entry, None)
-    changes: dict[str, Any] = {}
-    if asked["size"] is not None:
-        changes["size"] = parse_size(asked["size"])
-    if asked["steps"] is not None:
-        changes["steps"] = asked["steps"]
-    if asked["rates"]:
-        changes["rates"] = tuple(sorted({plan.learning_rates(rate)[0] for rate in asked["rates"]}))
-    return [Ability(**{**asdict(ability), **changes}) for ability in SUITES[suite]]
+    changes: dict[str, Any] = {"size": None if size is None else parse_size(size), "steps": steps}
+    if rates:
+        changes["rates"] = tuple(sorted({plan.learning_rates(rate)[0] for rate in rates}))
+    changes = {name: value for name, value in changes.items() if value is not None}
+    return [replace(ability, **changes) for ability in SUITES[suite]]
 
 
-def _settle(
-    conn: Any, bench_id: str, ability: Ability, options: dict[str, Any], run_jobs: RunJobs, runs: Path, listen: Listener
-) -> None:
+def _kept(mixers: list[str], folder: Path) -> list[str]:
+    """Users' own mixers by the path of a copy in the bench's folder: what is benched is one state of a file."""
+    texts = []
+    for number, text in enumerate(mixers):
+        path, _, class_name = text.rpartition(":")
+        if path.endswith(".py") and Path(path).is_file():
+            copy = folder / "parts" / str(number) / Path(path).name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+            text = f"{copy}:{class_name}"
+        texts.append(text)
+    return texts
+
+
+def _settle(conn: Any, bench: store.Bench, ability: Ability, run_jobs: RunJobs, listen: Listener) -> None:
     """Hold an ability's race, from wherever it stands, unless it has ended."""
-    race_id = f"{bench_id}/{ability.name}"
-    there = {race.id: race for race in store.load_bench(conn, bench_id).races}
-    listen({"event": "ability", "bench": bench_id, "ability": ability.name, "question": ability.question})
-    began = time.monotonic()
-    if race_id in there and there[race_id].finished:
+    race_id, runs, began = f"{bench.id}/{ability.name}", bench.folder.parent, time.monotonic()
+    listen({"event": "ability", "bench": bench.id, "ability": ability.name, "question": ability.question})
+    there = {race.ability: race for race in store.load_bench(conn, bench.id).races}.get(ability.name)
+    if there and there.finished:
         return
-    if race_id in there and (there[race_id].folder / "plan.json").exists():
+    if there and (there.folder / "plan.json").exists():
         race = take_up(race_id, runs, listen, began)
     else:
-        if race_id in there:  # ended by force before its plan was written
+        if there:  # ended by force before its plan was written
             store.remove_race(conn, race_id)
         try:
-            race = _begun(bench_id, ability, options, runs, listen, began)
+            race = _new_race(bench, ability, listen, began)
         except (DataError, ImportError) as problem:
-            missing = {**(options.get("missing") or {}), ability.name: str(problem)}
-            options["missing"] = missing
-            store.update_bench(conn, bench_id, options=options)
+            bench.options["missing"] = {**(bench.options.get("missing") or {}), ability.name: str(problem)}
+            store.update_bench(conn, bench.id, options=bench.options)
             listen({"event": "note", "text": f"{ability.name} is left out: {problem}"})
             return
     # A race that no mixer can run has its reasons written down, which is its result.
@@ -167,17 +186,17 @@ def _settle(
     _tidy(race.folder)
 
 
-def _begun(bench_id: str, ability: Ability, options: dict[str, Any], runs: Path, listen: Listener, began: float) -> Any:
-    more = {"whole_sweep": True, "samples": False, "points": POINTS}
-    if ability.enough is not None:
-        more["enough"] = ability.enough
+def _new_race(bench: store.Bench, ability: Ability, listen: Listener, began: float) -> Race:
+    """The race of an ability, written down."""
+    options = bench.options
+    more = {"whole_sweep": True, "samples": False, "points": POINTS, "enough": ability.enough}
     asked = {"budget": f"{ability.steps}steps", "size": ability.size, "match": options["match"]}
     asked |= {"seeds": options["seeds"], "lr": "auto", "engine": "local"}
     return begin(
         options["mixers"], ability.data, asked, rates=tuple(ability.rates), data_options={}, depth=2,
         batch_tokens=ability.batch_tokens, workers=options["workers"], threads=options["threads"],
-        device=options["device"], measure=False, checkpoint_every=60.0, runs=runs, name=None, command=None,
-        listen=listen, began=began, stack=ability.stack, bench=(bench_id, ability.name), plan_more=more,
+        device=options["device"], measure=False, checkpoint_every=60.0, runs=bench.folder.parent, name=None,
+        command=None, listen=listen, began=began, stack=ability.stack, bench=(bench.id, ability.name), plan_more=more,
         refuses=ability.pattern and (lambda text, source: contender(text, ability.pattern, source)[1]),
     )  # fmt: skip
 

@@ -72,7 +72,7 @@ QUICK = (
     ),
     Ability(
         "word problem", "The running product in a group, beyond the lengths seen?",
-        "word_problem(group='S3', length=4, length_tested=7, tests=1000)", 0.9,
+        "word_problem(group='S3', length=4, length_tested=6, tests=1000)", 0.85,
         stack=ONE_LAYER, size="20k", steps=400, batch_tokens=768, rates=(3e-3, 1e-2),
     ),
     Ability(
@@ -163,11 +163,22 @@ IN_CONTEXT = (
             ("contexts counted so far", 1.02), ("one distribution of symbols",), batch_tokens=4096),
 )  # fmt: skip
 
+GUESSES = ("guessing", "the commonest answer", "the commonest class")
+
 LONG_RANGE = (
     Ability("ListOps", "The value of nested lists?", "listops(shortest=50, longest=200)", 0.6, size="200k",
             steps=3000, batch_tokens=8192),
-    Ability("pathfinder", "Are two discs joined by a path?", "pathfinder(size=32, sequence=True)", 0.8, size="200k",
-            steps=3000, batch_tokens=16384),
+    Ability("pathfinder", "Are two discs joined by a path, seen pixel by pixel?", "pathfinder(size=32, sequence=True)",
+            0.8, size="200k", steps=3000, batch_tokens=16384),
+    Ability("topic", "Which package is this source code from?", "source_topic(length=512)", 0.75, size="200k",
+            batch_tokens=8192),
+    Ability("pairs", "Are two pieces of source code of one file?", "source_pairs(length=256)", 0.75, size="200k",
+            batch_tokens=8192),
+    Ability("digits", "Which digit, pixel by pixel?", "digits_sequence", 0.9, GUESSES),
+    Ability("MNIST-1D", "Which digit, drawn as a signal?", "mnist1d", 0.9, steps=3000),
+    Ability("MNIST-1D shuffled", "The same, neighbours torn apart?", "mnist1d(shuffled=True)", 0.7, steps=3000),
+    Ability("arrow pointing", "Does the arrow point at the disc, on larger pictures too?",
+            "arrow_pointing(size=64, tested_size=128)", 0.8, size="200k", steps=3000, batch_tokens=8192),
     Ability("passkey", "A number hidden in a long text?", "passkey(length=512, length_tested=2048)", 0.9,
             batch_tokens=8192),
     Ability("copying", "The tokens among many blanks?", "copying(length=512, tokens=16)", 0.95, batch_tokens=8192,
@@ -175,10 +186,15 @@ LONG_RANGE = (
 )  # fmt: skip
 
 SERIES = (
-    Ability("Lorenz-96", "What will a chaotic ring do next?", "lorenz96(every=5, input_length=32, horizon=16)",
+    Ability("Lorenz-96", "What will a chaotic ring do next?",
+            "lorenz96(samples=40000, transient=20000, every=5, input_length=32, horizon=16)",
             ("a ridge regression", 0.8), batch_tokens=4096),
     Ability("Kuramoto-Sivashinsky", "What will a chaotic flow do next?",
-            "kuramoto_sivashinsky(input_length=32, horizon=16)", ("a ridge regression", 0.8), batch_tokens=4096),
+            "kuramoto_sivashinsky(grid=256, samples=20000, transient=4000, input_length=32, horizon=16)",
+            ("a ridge regression", 0.8), batch_tokens=4096),
+    Ability("weather", "The next day's weather, hour by hour?", "weather", ("a ridge regression", 0.95),
+            batch_tokens=4096),
+    Ability("economy", "The next two years of an economy?", "macro", ("a ridge regression", 0.9), batch_tokens=4096),
 )  # fmt: skip
 
 PATTERNS = (

@@ -5,7 +5,7 @@ come the share p = (s - b) / (m - b) of the way, whichever direction is better. 
 the lowest to the highest being the spread:
 
     solved    at least two seeds in three have p >= 1
-    partly    some seed has, or the median p is above a tenth and above the spread of p
+    partly    some seed has, or the median p is above a fifth and above the spread of p
     none      otherwise: no better than the baseline
     failed    no seed gave a score (diverged, crashed)
     cannot    the mixer can't be built for the ability; the reason says why
@@ -22,7 +22,7 @@ from formwright.race.records import Bench, Contender, Race
 from formwright.report.figures import score_of
 
 SOLVED_SHARE = 2 / 3
-LEAST_SHARE = 0.1
+LEAST_SHARE = 0.2
 SIGNS = {"solved": "●", "partly": "◐", "none": "○", "failed": "✗", "cannot": "–", "waiting": "…"}
 WORDS = {
     "solved": "solved",

@@ -135,10 +135,19 @@ def _check(options: dict[str, Any], *, depth: int, workers: int | None, threads:
     """Raise RaceProblem for an option that makes no sense."""
     if options["match"] not in MATCHES:
         raise RaceProblem(f"match is {', '.join(MATCHES[:-1])} or {MATCHES[-1]}, not {options['match']!r}")
-    counted = {"seeds": options["seeds"], "depth": depth, "workers": workers, "threads": threads}
-    for word, value in counted.items():
+    whole(seeds=options["seeds"], depth=depth, workers=workers, threads=threads)
+    check_name(name)
+
+
+def whole(**options: int | None) -> None:
+    """Raise RaceProblem for an option that is given, but no whole number of at least 1."""
+    for word, value in options.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise RaceProblem(f"{word} is {value!r}, but must be a whole number of at least 1")
+
+
+def check_name(name: str | None) -> None:
+    """Raise RaceProblem for a name that no folder may have."""
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         raise RaceProblem(f"the name {name!r} can't be a folder's: use letters, digits, '-', '_' and '.'")
 
