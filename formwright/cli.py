@@ -152,6 +152,9 @@ def bench(
     match: Annotated[str, typer.Option(help="What is held equal: params, macs, state or time.")] = "params",
     size: Annotated[str | None, typer.Option(help="Parameters in place of each ability's own, such as 100k.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps in place of each ability's own.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Abilities of the suite, with commas between; all without it.")
+    ] = None,
     rates: Annotated[str | None, typer.Option(help="Learning rates to try, such as 1e-3,3e-3,1e-2.")] = None,
     engine: Engine = "local",
     address: Address = None,
@@ -192,6 +195,7 @@ def bench(
                 size=size,
                 steps=steps,
                 rates=rates.split(",") if rates else None,
+                only=[name.strip() for name in only.split(",")] if only else None,
                 engine=engine,
                 address=address,
                 workers=workers,

@@ -19,6 +19,7 @@ from typing import Any
 
 from formwright.bench.patterns import contender
 from formwright.bench.suites import SUITES, Ability
+from formwright.bench.verdict import results
 from formwright.data.source import DataError
 from formwright.race import plan, store
 from formwright.race.beginning import MATCHES, begin, check_name, divide, take_up, whole
@@ -43,6 +44,7 @@ def bench(
     size: str | int | None = None,
     steps: int | None = None,
     rates: Sequence[float] | None = None,
+    only: Sequence[str] | None = None,
     engine: str = "local",
     address: str | None = None,
     workers: int | None = None,
@@ -61,9 +63,10 @@ def bench(
     seeds    runs of each mixer at the rate that was best; a verdict asks for 3
     match    what is held equal: "params", "macs", "state" (bytes of decoding) or "time"
     size, steps, rates  in place of each ability's own
+    only     the abilities of the suite to settle, by name; all without it
     resume   go on with this bench (id, start of an id, "latest") in place of a new one; other options but engine,
              address, runs and on_event are then those it began with
-    on_event is given {"event": "bench" | "ability" | "end", ...} and the events of the races
+    on_event is given {"event": "bench" | "ability" | "verdicts" | "end", ...} and the events of the races
 
     Raises RaceProblem, SyntaxProblem, UnknownPart or RaceNotFound for what is wrong, before anything is trained;
     KeyboardInterrupt, with the bench kept to be resumed, after Ctrl-C."""
@@ -77,7 +80,8 @@ def bench(
     else:
         whole(seeds=seeds, steps=steps, workers=workers, threads=threads)
         check_name(name)
-        abilities = _planned(suite, list(mixers), match, size, steps, rates)
+        changes = {"size": None if size is None else parse_size(size), "steps": steps, "rates": _rates(rates)}
+        abilities = _planned(suite, list(mixers), match, only, changes)
         workers, threads = divide(workers, threads, device, len(mixers) * max(seeds, len(abilities[0].rates)))
         options = {"mixers": list(mixers), "seeds": seeds, "match": match, "workers": workers, "threads": threads}
         options |= {"device": device, "command": command, "abilities": [asdict(a) for a in abilities]}
@@ -127,7 +131,7 @@ def _run(conn: Any, bench: store.Bench, engine: str, address: str | None, listen
 
 
 def _planned(
-    suite: str | None, mixers: list[str], match: str, size: Any, steps: int | None, rates: Sequence[float] | None
+    suite: str | None, mixers: list[str], match: str, only: Sequence[str] | None, changes: dict[str, Any]
 ) -> list[Ability]:
     """The suite's abilities with what was asked for in place of their own. Raises for what is wrong."""
     if suite not in SUITES:
@@ -140,11 +144,18 @@ def _planned(
         raise RaceProblem(f"match is {', '.join(MATCHES[:-1])} or {MATCHES[-1]}, not {match!r}")
     for entry in read_contenders(mixers):
         check_words(entry, None)
-    changes: dict[str, Any] = {"size": None if size is None else parse_size(size), "steps": steps}
-    if rates:
-        changes["rates"] = tuple(sorted({plan.learning_rates(rate)[0] for rate in rates}))
-    changes = {name: value for name, value in changes.items() if value is not None}
-    return [replace(ability, **changes) for ability in SUITES[suite]]
+    named = {ability.name: ability for ability in SUITES[suite]}
+    for name in only or ():
+        if name not in named:
+            near = get_close_matches(name, named, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"its abilities are {', '.join(named)}"
+            raise RaceProblem(f"suite {suite} has no ability {name!r}; {hint}")
+    given = {name: value for name, value in changes.items() if value is not None}
+    return [replace(named[name], **given) for name in only or named]
+
+
+def _rates(rates: Sequence[float | str] | None) -> tuple[float, ...] | None:
+    return tuple(sorted({plan.learning_rates(rate)[0] for rate in rates})) if rates else None
 
 
 def _kept(mixers: list[str], folder: Path) -> list[str]:
@@ -184,6 +195,9 @@ def _settle(conn: Any, bench: store.Bench, ability: Ability, run_jobs: RunJobs, 
     with contextlib.suppress(RaceProblem):
         hold(race, functools.partial(contextlib.nullcontext, run_jobs))
     _tidy(race.folder)
+    found = results(store.load_bench(conn, bench.id))
+    words = {mixer: found.verdicts[mixer, ability.name].word for mixer in found.mixers}
+    listen({"event": "verdicts", "bench": bench.id, "ability": ability.name, "verdicts": words})
 
 
 def _new_race(bench: store.Bench, ability: Ability, listen: Listener, began: float) -> Race:
@@ -192,12 +206,13 @@ def _new_race(bench: store.Bench, ability: Ability, listen: Listener, began: flo
     more = {"whole_sweep": True, "samples": False, "points": POINTS, "enough": ability.enough}
     asked = {"budget": f"{ability.steps}steps", "size": ability.size, "match": options["match"]}
     asked |= {"seeds": options["seeds"], "lr": "auto", "engine": "local"}
+    command = options["command"] or ["formwright", "bench", bench.suite, *options["mixers"]]
     return begin(
         options["mixers"], ability.data, asked, rates=tuple(ability.rates), data_options={}, depth=2,
         batch_tokens=ability.batch_tokens, workers=options["workers"], threads=options["threads"],
         device=options["device"], measure=False, checkpoint_every=60.0, runs=bench.folder.parent, name=None,
-        command=None, listen=listen, began=began, stack=ability.stack, bench=(bench.id, ability.name), plan_more=more,
-        refuses=ability.pattern and (lambda text, source: contender(text, ability.pattern, source)[1]),
+        command=command, listen=listen, began=began, stack=ability.stack, bench=(bench.id, ability.name),
+        plan_more=more, refuses=ability.pattern and (lambda text, source: contender(text, ability.pattern, source)[1]),
     )  # fmt: skip
 
 

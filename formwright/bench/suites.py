@@ -46,16 +46,16 @@ ONE_LAYER = "MIXER + swiglu"  # a state that is tracked is tracked in one layer
 QUICK = (
     Ability(
         "recall", "Which value stood behind this key?", "mqar(pairs=4, length=16, vocab=16, tests=1000)", 0.95,
-        stack=MIXERS_ALONE, size="30k", steps=400, batch_tokens=1024, enough=0.985, rates=(3e-3, 1e-2), recall=True,
+        stack=MIXERS_ALONE, size="32k", steps=300, batch_tokens=1024, enough=0.985, rates=(3e-3, 1e-2), recall=True,
     ),
     Ability(
         "selective copying", "Which tokens stood among the blanks, in order?",
         "copying(length=24, tokens=4, tests=1000)", 0.95,
-        stack=MIXERS_ALONE, size="30k", steps=300, batch_tokens=1536, enough=0.985, rates=(3e-3, 1e-2), recall=True,
+        stack=MIXERS_ALONE, size="32k", steps=300, batch_tokens=1536, enough=0.985, rates=(3e-3, 1e-2), recall=True,
     ),
     Ability(
         "induction", "What followed this token before?", "induction(length=24, vocab=16, tests=1000)", 0.95,
-        stack=MIXERS_ALONE, size="30k", steps=300, batch_tokens=1536, enough=0.985, rates=(3e-3, 1e-2), recall=True,
+        stack=MIXERS_ALONE, size="32k", steps=250, batch_tokens=1536, enough=0.985, rates=(3e-3, 1e-2), recall=True,
     ),
     Ability(
         "memorisation", "Can facts be kept in the weights?", "mad_memorization(length=16, vocab=64)", 0.95,
@@ -68,12 +68,12 @@ QUICK = (
     Ability(
         "parity", "Odd or even, beyond the lengths seen?",
         "parity(lengths_seen=(1, 16), lengths_tested=(17, 48), running=True, tests=1000)", 0.9,
-        stack=ONE_LAYER, size="20k", steps=400, batch_tokens=1024, rates=(3e-3, 1e-2),
+        stack=ONE_LAYER, size="20k", steps=300, batch_tokens=1024, rates=(3e-3, 1e-2),
     ),
     Ability(
         "word problem", "The running product in a group, beyond the lengths seen?",
         "word_problem(group='S3', length=4, length_tested=6, tests=1000)", 0.85,
-        stack=ONE_LAYER, size="20k", steps=400, batch_tokens=768, rates=(3e-3, 1e-2),
+        stack=ONE_LAYER, size="20k", steps=300, batch_tokens=768, rates=(3e-3, 1e-2),
     ),
     Ability(
         "brackets", "Which bracket closes here, in longer strings?",
@@ -89,7 +89,7 @@ QUICK = (
         "dynamics", "What will a chaotic system do next?",
         "lorenz96(variables=8, samples=20000, transient=5000, every=5, input_length=16, horizon=8)",
         ("a ridge regression", 1.25), ("the last value", "the mean of the window"),
-        size="30k", steps=300, batch_tokens=1024, rates=(3e-3, 1e-2),
+        size="30k", steps=250, batch_tokens=1024, rates=(3e-3, 1e-2),
     ),
 )  # fmt: skip
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from formwright.bench.verdict import SIGNS
+
 ENDED = ("done", "diverged", "failed")
 
 
@@ -34,7 +36,7 @@ def watch(console: Any, begun: list[str]) -> Iterator[Callable[[dict[str, Any]],
     def close() -> None:
         if at:
             progress.remove_task(at["bar"])
-            say(f"{at['place']} in {time.monotonic() - at['began']:.0f} s")
+            say(f"{at['place']}{at['verdicts']} [{time.monotonic() - at['began']:.0f} s]")
             at.clear()
 
     def listen(event: dict[str, Any]) -> None:
@@ -46,8 +48,11 @@ def watch(console: Any, begun: list[str]) -> Iterator[Callable[[dict[str, Any]],
         elif kind == "ability":
             close()
             place = f"{names.index(event['ability']) + 1} of {len(names)} {event['ability']}"
-            at.update(place=place, began=time.monotonic(), ended=0, runs=0)
+            at.update(place=place, began=time.monotonic(), ended=0, runs=0, verdicts="")
             at["bar"] = progress.add_task(escape(place), total=None, runs="", last="")
+        elif kind == "verdicts" and at:
+            signs = [f"{SIGNS[word]} {mixer}" for mixer, word in event["verdicts"].items()]
+            at["verdicts"] = f": {', '.join(signs)}"
         elif kind == "end" and "bench" in event:
             close()
         elif kind == "contender" and event.get("error"):

@@ -61,7 +61,9 @@ def begin(
     workers, threads = divide(workers, threads, device, options["seeds"] * sum(not e.error for e in entries))
     conn = store.open_store(runs / "races.sqlite")
     kept = {**options, "batch_size": batch, "depth": depth, "workers": workers, "threads": threads}
-    kept |= {"sweep_share": plan.SHARE} if len(lrs) > 1 else {}
+    further = plan_more or {}
+    kept |= {"sweep_share": plan.SHARE} if len(lrs) > 1 and not further.get("whole_sweep") else {}
+    kept |= {"enough": further["enough"]} if further.get("enough") is not None else {}
     kept |= {"length": source.facts["length"]} if source.kind == "text" else {}
     kept |= {"stack": stack} if stack else {}
     kept |= {"device": device} if device else {}
@@ -90,7 +92,7 @@ def begin(
         measure=measure,
         checkpoint_every=checkpoint_every,
         sized=options["match"] != "time",
-        **(plan_more or {}),
+        **further,
     )
     under_way = Race(conn, race_id, folder, source, entries, budget, state, kept, listen, began)
     save_state(under_way)

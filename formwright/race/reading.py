@@ -91,19 +91,24 @@ def find_bench(conn: sqlite3.Connection, what: str | Path) -> str:
 
 
 def find(conn: sqlite3.Connection, what: str | Path) -> Race | Bench:
-    """The bench or race that `what` names, loaded: an id before the start of one, the newer of both for 'latest'.
+    """The bench or race that `what` names, loaded, 'latest' being the newer of both. The start of a bench's id names
+    the bench, though its races' ids begin alike.
 
     Raises RaceNotFound."""
-    benches = {row[0]: row[1] for row in conn.execute("SELECT id, julianday(created) FROM benches")}
-    races = {row[0]: row[1] for row in conn.execute("SELECT id, julianday(created) FROM races WHERE bench IS NULL")}
-    if str(what) == "latest" and benches and (not races or max(benches.values()) >= max(races.values())):
-        return load_bench(conn, find_bench(conn, what))
-    try:
-        return load_race(conn, find_race(conn, what))
-    except RaceNotFound:
-        # The start of a bench's id is that of all its races' ids.
-        if not benches:
-            raise
+    what = str(what)
+    benches = dict(conn.execute("SELECT id, julianday(created) FROM benches"))
+    races = dict(conn.execute("SELECT id, julianday(created) FROM races WHERE bench IS NULL"))
+    if what == "latest":
+        bench = bool(benches) and (not races or max(benches.values()) >= max(races.values()))
+    else:
+        starting = [id for id in (*benches, *races) if what and id.startswith(what)]
+        bench = what in benches or (len(starting) == 1 and starting[0] in benches)
+    if not bench:
+        try:
+            return load_race(conn, find_race(conn, what))
+        except RaceNotFound:
+            if not benches or not Path(what).exists():
+                raise
     return load_bench(conn, find_bench(conn, what))
 
 

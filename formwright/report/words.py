@@ -17,6 +17,8 @@ RECIPE = {
     "seeds": "Seeds",
     "lr": "Learning rate",
     "sweep_share": "Share of budget for its sweep",
+    "enough": "Runs end early at a validation score of",
+    "stack": "Stack around a mixer",
     "batch_size": "Batch size",
     "length": "Length",
     "engine": "Engine",

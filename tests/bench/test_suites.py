@@ -29,9 +29,27 @@ TINY = (
     ),
     Ability(
         "both ways", "Hidden values?", "masked_recall(pairs=2, keys=3, values=2, tests=100)", 0.9, size="6k", steps=8,
-        batch_tokens=64, rates=(3e-3, 1e-2), pattern="self",
+        batch_tokens=64, rates=(3e-3,), pattern="self",
     ),
 )  # fmt: skip
+MINE = """
+import torch
+from formwright.contract import Card, Cost, TokenMixer, parameter_count
+
+
+class Mine(TokenMixer):
+    card = Card(name="mine_of_bench", kind="mixer", patterns=("causal",))
+
+    def __init__(self, dim, *, causal=True):
+        super().__init__(dim, causal=causal)
+        self.map = torch.nn.Linear(dim, dim)
+
+    def forward(self, x, layout, context=None, context_layout=None):
+        return self.map(x).cumsum(1)
+
+    def cost(self, layout, batch=1):
+        return Cost(params=parameter_count(self), macs=batch * layout.tokens * self.dim**2)
+"""
 ALL = [(suite, ability) for suite, abilities in SUITES.items() if suite != "all" for ability in abilities]
 
 
@@ -73,7 +91,7 @@ def done(tmp_path_factory):
         patch.setattr(run, "POINTS", 2)
         patch.setitem(suites.SUITES, "tiny", TINY)
         bench = run.bench(
-            "tiny", ["attention", "gla", "fourier"], seeds=2, runs=runs, workers=1, on_event=events.append, name="tiny1"
+            "tiny", ["gla", "fourier"], seeds=2, runs=runs, workers=1, on_event=events.append, name="tiny1"
         )
     return runs, bench, events
 
@@ -86,13 +104,12 @@ def test_a_bench_from_beginning_to_end(done):
         ("tiny1/recall", "recall", "done"), ("tiny1/both ways", "both ways", "done"),
     ]  # fmt: skip
     found = results(loaded)
-    assert found.mixers == ["attention", "gla", "fourier"]
+    assert found.mixers == ["gla", "fourier"]
     assert found.verdicts["fourier", "recall"].word == "cannot"
     assert "causal" in found.verdicts["fourier", "recall"].reason
-    for mixer in ("attention", "gla"):
-        verdict = found.verdicts[mixer, "recall"]
-        assert len(verdict.scores) == 2 and verdict.state_bytes > 0 and abs(verdict.params / 3000 - 1) < 0.35
-        assert found.verdicts[mixer, "both ways"].state_bytes is None
+    verdict = found.verdicts["gla", "recall"]
+    assert len(verdict.scores) == 2 and verdict.state_bytes > 0 and abs(verdict.params / 3000 - 1) < 0.35
+    assert found.verdicts["gla", "both ways"].state_bytes is None
     assert found.verdicts["fourier", "both ways"].word in ("none", "partly", "solved")
     gla = next(c for c in loaded.races[1].contenders if c.name == "gla")
     assert "bidirectional(gla)" in gla.expression
@@ -101,19 +118,15 @@ def test_a_bench_from_beginning_to_end(done):
 
 def test_the_best_of_the_sweep_is_the_run_of_seed_0(done):
     runs, bench, _ = done
-    for race in load(runs, bench).races:
-        for contender in race.contenders:
-            if contender.error:
-                continue
-            swept = {t.lr: t for t in contender.trials if t.phase == "sweep"}
-            main = [t for t in contender.trials if t.phase == "main"]
-            assert sorted(swept) == [3e-3, 1e-2] and [t.seed for t in main] == [0, 1]
-            chosen = swept[main[0].lr]
-            assert (chosen.steps, chosen.folder, chosen.tokens) == (main[0].steps, main[0].folder, main[0].tokens)
-            assert "test" in main[0].scores and "test" not in chosen.scores
-            assert all("test" not in t.scores for t in swept.values())
+    gla, fourier = load(runs, bench).races[0].contenders
+    swept = {t.lr: t for t in gla.trials if t.phase == "sweep"}
+    main = [t for t in gla.trials if t.phase == "main"]
+    assert sorted(swept) == [3e-3, 1e-2] and [t.seed for t in main] == [0, 1] and not fourier.trials
+    chosen = swept[main[0].lr]
+    assert (chosen.steps, chosen.folder, chosen.tokens) == (main[0].steps, main[0].folder, main[0].tokens)
+    assert "test" in main[0].scores and all("test" not in t.scores for t in swept.values())
     assert not list((runs / bench).glob("*/*/*/checkpoints"))
-    assert len(list((runs / bench).glob("recall/attention/*/model.safetensors"))) == 2
+    assert len(list((runs / bench).glob("recall/gla/*/model.safetensors"))) == 2
 
 
 def test_a_finished_bench_is_not_resumed_and_one_without_verdict_is(done, monkeypatch):
@@ -135,26 +148,32 @@ def test_a_finished_bench_is_not_resumed_and_one_without_verdict_is(done, monkey
     assert len(again.scores) == 2 and sorted(again.scores) == pytest.approx(sorted(was.scores))
 
 
-def test_a_bench_goes_on_after_kill_9(tmp_path):
+def test_a_bench_of_a_users_mixer_goes_on_after_kill_9(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(MINE)
     code = (
         "from formwright.bench import run, suites; import sys; sys.path.insert(0, sys.argv[2]);"
         "from test_suites import TINY; suites.SUITES['tiny'] = TINY[:1]; run.POINTS = 2;"
-        "run.bench('tiny', ['pooling'], seeds=2, runs=sys.argv[1], workers=1, steps=60, name='killed',"
+        "run.bench('tiny', [sys.argv[3]], seeds=2, runs=sys.argv[1], workers=1, steps=60, name='killed',"
         " on_event=lambda e: print(e['event'], flush=True))"
     )
     here = os.path.dirname(__file__)
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path), here], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", code, str(tmp_path), here, f"{mine}:Mine"],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as process:
         for line in process.stdout:
             if line.strip() == "step":
                 break
         process.send_signal(signal.SIGKILL)
     time.sleep(0.5)
+    mine.unlink()  # the bench's own copy has to do from here on
     assert load(tmp_path, "killed").status == "running"
     assert run.bench(resume="killed", runs=tmp_path) == "killed"
     found = results(load(tmp_path, "killed"))
-    assert [len(v.scores) for v in found.verdicts.values()] == [2]
+    assert [(v.mixer, len(v.scores)) for v in found.verdicts.values()] == [("mine_of_bench", 2)]
 
 
 def test_refusals_come_before_anything_is_written(tmp_path, monkeypatch):
@@ -167,6 +186,9 @@ def test_refusals_come_before_anything_is_written(tmp_path, monkeypatch):
         ("seeds is 0", "tiny", ["gla"], {"seeds": 0}),
         ("is no size", "tiny", ["gla"], {"size": "big"}),
         ("lr is", "tiny", ["gla"], {"rates": ["fast"]}),
+        ("no ability 'recal'; did you mean 'recall'", "tiny", ["gla"], {"only": ["recal"]}),
+        ("can't be a folder's", "tiny", ["gla"], {"name": "a/b"}),
+        ("workers is 0", "tiny", ["gla"], {"workers": 0}),
         ("engine is local or ray", "tiny", ["gla"], {"engine": "rya"}),
     ):
         with pytest.raises(RaceProblem, match=match):

@@ -112,6 +112,7 @@ def test_page_picture_and_table(runs):
 def test_latest_is_the_newer_of_race_and_bench(runs):
     with contextlib.closing(store.open_store(runs / "races.sqlite")) as conn:
         assert store.find(conn, "latest").id == "mine" and store.find(conn, "min").id == "mine"
+        assert store.find(conn, "mine").id == "mine" and store.find(conn, runs / "mine").id == "mine"
         assert store.find(conn, "mine/recall").ability == "recall"
         store.create_race(
             conn, "notes.txt", options={}, machine={}, source={}, id="later", created="2999-01-01T00:00:00+00:00"
