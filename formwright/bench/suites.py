@@ -187,7 +187,7 @@ LONG_RANGE = (
 
 SERIES = (
     Ability("Lorenz-96", "What will a chaotic ring do next?",
-            "lorenz96(samples=40000, transient=20000, every=5, input_length=32, horizon=16)",
+            "lorenz96(samples=20000, transient=10000, every=5, input_length=32, horizon=16)",
             ("a ridge regression", 0.8), batch_tokens=4096),
     Ability("Kuramoto-Sivashinsky", "What will a chaotic flow do next?",
             "kuramoto_sivashinsky(grid=256, samples=20000, transient=4000, input_length=32, horizon=16)",
