@@ -2,7 +2,9 @@
 
 The source is written four times over: the first copy can come from the source alone, later ones from what was written
 as well. Measured in each copy: the source's share of the sensitivity, that of the gradients of the true next tokens'
-log-probabilities by all embedded tokens (norms, summed).
+log-probabilities by all embedded tokens (norms, summed). Positions are rotary; with learned ones,
+by which a place of the source is found as easily from the last copy as from the first, the share fell less: from 0.92
+to 0.78, and from 0.93 to 0.87 with partial attention (means of three seeds).
 """
 
 from __future__ import annotations
@@ -37,10 +39,9 @@ def sensitivity(model: Any, source: Any, _: Any) -> dict[str, float]:
 
 
 def trial(extra: str) -> Trial:
-    stack = f"2*(attention(heads=2) + {extra}swiglu)"
-    data = f"repeated_copying(size={SIZE}, repeats={REPEATS}, tests=500)"
-    text = f"tokens(dim=32, position=learned(length={SIZE * (REPEATS + 1)})) >> {stack}"
-    return Trial(text, data, steps=800, after=f"{__name__}:sensitivity")
+    stack = f"2*(attention(heads=2, position=rope) + {extra}swiglu)"
+    data = f"repeated_copying(size={SIZE}, repeats={REPEATS}, letters=32, tests=500)"
+    return Trial(f"tokens(dim=32) >> {stack}", data, steps=800, after=f"{__name__}:sensitivity")
 
 
 def judge(found: Mapping[str, Result]) -> list[Condition]:
@@ -71,4 +72,9 @@ FINDING = Finding(
     contenders={ALONE: trial(""), PARTIAL: trial(f"partial_attention(source={SIZE}, heads=2) + ")},
     rates=(2e-3, 5e-3),
     judge=judge,
+    tried="With rotary positions the source loses nearly all of its share after the first copy, for the copy before is "
+    "at a fixed distance; partial attention keeps a tenth and more of the sensitivity on it, but it still fades, "
+    "since the other attention may still read the copies. With learned positions (three seeds) the share falls from "
+    "0.92 to 0.78, and from 0.93 to 0.87 with partial attention. The published model has positions and a loss of the "
+    "source's own besides.",
 )

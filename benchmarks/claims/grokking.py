@@ -1,7 +1,7 @@
 """Grokking: with weight decay the unseen entries of a table become right well after the seen ones are known by heart.
 
-Addition modulo 97, half of the table seen. Measured: the step at which the mean training loss first falls below that of
-an accuracy of 95 in 100, -log 0.95, and the step at which validation is right in 95 of 100.
+Addition modulo 59, two fifths of the table seen. Measured: the step at which the training loss first
+falls below that of an accuracy of 95 in 100, -log 0.95, and the step at which validation is right in 95 of 100.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from trials import Trial
 
 from claims import Condition, Finding, Result, at_most, least
 
-DATA = "modular_table(prime=97, tests=2000)"
+DATA = "modular_table(prime=59, share=0.4, tests=1000)"
 DECAYED, FREE = "weight decay 1", "no weight decay"
 RIGHT, NEVER = 0.95, math.inf
-STEPS = 600
+STEPS = 1200
 
 
 def steps(_: Any, __: Any, fit: Any) -> dict[str, float]:
@@ -29,7 +29,7 @@ def steps(_: Any, __: Any, fit: Any) -> dict[str, float]:
 
 def trial(decay: float) -> Trial:
     stack = "tokens(dim=128, position=learned(length=4)) >> attention(heads=4) + mlp"
-    return Trial(stack, DATA, STEPS, batch=512, weight_decay=decay, after=f"{__name__}:steps")
+    return Trial(stack, DATA, STEPS, batch=256, weight_decay=decay, after=f"{__name__}:steps")
 
 
 def judge(found: Mapping[str, Result]) -> list[Condition]:
@@ -45,10 +45,10 @@ def judge(found: Mapping[str, Result]) -> list[Condition]:
 
 
 FINDING = Finding(
-    claim="Well after it knows the seen half of a table by heart, a model with weight decay knows the other half",
+    claim="Well after it knows the seen part of a table by heart, a model with weight decay knows the rest",
     source="Grokking: Generalization Beyond Overfitting on Small Algorithmic Datasets, arXiv 2201.02177, 2022",
     published="validation accuracy rises long after training accuracy; weight decay makes it come sooner",
     contenders={DECAYED: trial(1.0), FREE: trial(0.0)},
-    rates=(1e-3,),
+    rates=(2e-3,),
     judge=judge,
 )

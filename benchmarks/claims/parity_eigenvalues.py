@@ -1,10 +1,12 @@
 """Parity of longer inputs needs a state that can change its sign, or a nonlinear one.
 
-Trained on running parities of up to 24 bits, tested on 24 to 96. Scores are scaled: (accuracy - 1/2) / (1/2).
+Trained on running parities of up to 24 bits, tested on 24 to 96. Judged are the bits 49 to 96, beyond every
+length seen, by the accuracy scaled: 0 for guessing, 1 for all right.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,8 +50,9 @@ def trial(mixer: str, depth: int) -> Trial:
 
 
 def judge(found: Mapping[str, Result]) -> list[Condition]:
-    solving = [least(f"{name}, scaled, the best seed", scaled(found[name].best), 0.6) for name in SOLVING]
-    failing = [at_most(f"{name}, scaled, the best seed", scaled(found[name].best), 0.3) for name in FAILING]
+    scores = {name: found[name].more["scaled_49_96"] for name in (*SOLVING, *FAILING)}
+    solving = [least(f"{name}, the median seed", statistics.median(scores[name]), 0.9) for name in SOLVING]
+    failing = [at_most(f"{name}, the best seed", max(scores[name]), 0.1) for name in FAILING]
     return solving + failing
 
 
@@ -60,4 +63,6 @@ FINDING = Finding(
     contenders={name: trial(mixer, 2 if name == "attention" else 1) for name, mixer in {**SOLVING, **FAILING}.items()},
     rates=(3e-3, 1e-2),
     judge=judge,
+    tried="Not every seed finds it: see the scores. Trained on up to 40 bits for 600 steps, linear recurrences with "
+    "negative eigenvalues were at 0.66 to 0.74 on validation, the LSTM at 0.97: shorter inputs teach it sooner.",
 )

@@ -1,7 +1,7 @@
 """Recall is bounded by the size of the state: within a mixer it rises with it, and attention, which keeps all, is best.
 
-Eight keys and values in 32 tokens; two layers of width 32 without channel mixers. A state's size is that after a row,
-of both layers, as the mixers' cost says it.
+Eight keys and values in 32 tokens; one layer of width 32 behind a convolution of three taps, which shows every mixer,
+attention too, what stands before a token. A state's size is that after a row, as the model's cost says it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from trials import Trial
 from claims import Condition, Finding, Result, least
 
 MIXERS = {
-    "based": ("based(heads=1, feature_dim=4)", "based(heads=1, feature_dim=16)"),
+    "based": ("based(heads=1, feature_dim=2)", "based(heads=1, feature_dim=16)"),
     "mamba2": ("mamba2(head_dim=32, state_dim=4)", "mamba2(head_dim=32, state_dim=64)"),
     "deltanet": ("deltanet(heads=8)", "deltanet(heads=1)"),
 }
@@ -27,9 +27,10 @@ def state(model: Any, source: Any, _: Any) -> dict[str, float]:
     return {"state_bytes": model.cost(source.shape).state_bytes}
 
 
-def trial(mixer: str, position: str = "") -> Trial:
+def trial(mixer: str) -> Trial:
     data = "mqar(pairs=8, length=32, vocab=64, tests=500)"
-    return Trial(f"tokens(dim=32{position}) >> 2*{mixer}", data, steps=500, batch=64, after=f"{__name__}:state")
+    stack = f"separable_convolution(size=3, expansion=1) + {mixer}"
+    return Trial(f"tokens(dim=32) >> {stack}", data, steps=400, batch=64, after=f"{__name__}:state")
 
 
 def correlation(a: list[float], b: list[float]) -> float:
@@ -63,9 +64,11 @@ FINDING = Finding(
     source="Simple linear attention language models balance the recall-throughput tradeoff, arXiv 2402.18668, 2024",
     published="recall rises with the bytes of the state in every family; attention's grows with the input and is best",
     contenders={
-        ATTENTION: trial("attention(heads=1)", ", position=learned(length=32)"),
+        ATTENTION: trial("attention(heads=1)"),
         **{name: trial(mixer) for name, mixer in zip(NAMES, sum(MIXERS.values(), ()), strict=True)},
     },
-    rates=(3e-3, 1e-2),
+    rates=(5e-3, 1e-2),
     judge=judge,
+    tried="Mamba-2 begins to recall later than the others: after 400 steps it is still at a guess among the values it "
+    "has seen, whatever its state; a rate of 0.02 (0.03) and two layers for 500 steps (0.15) did no better.",
 )
