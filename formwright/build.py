@@ -144,8 +144,8 @@ class _Builder:
         if data is not None and parts.get(data.head).causal and not head_class.causal:
             reason = f"the head {last.name} lets tokens see those after them, and these data ask for the next one"
             self.fail(f"{reason}; end with {data.head}", last)
-        if hasattr(data, "source_shape"):
-            self.check_pairs(full, data.source_shape is not None)
+        if data is not None:
+            self.check_pairs(full, getattr(data, "source_shape", None) is not None)
         flow = {**facts, "causal": head_class.causal if causal is None else causal}
         flow["rank"] = getattr(embed, "rank", 1)
         flow["length"] = getattr(embed, "length", None) or facts.get("length", 1024)

@@ -72,7 +72,7 @@ def main() -> None:
     whole_seconds = time.time() - began
     generator, killed, places = random.Random(0), 0, set()
     for _ in range(kills):
-        killed += child(root / "killed", generator.uniform(0.02, 0.15 * whole_seconds))
+        killed += child(root / "killed", generator.uniform(0.02, 0.08 * whole_seconds))
         found = checkpoint.latest(root / "killed")
         if found is not None:
             places.add(checkpoint.read(found)[1]["fit"]["step"])
