@@ -15,7 +15,7 @@ from claims import Condition, Finding, Result, at_most, least
 ATTENTION, GATED, HYENA = "attention", "gated convolution", "hyena"
 
 
-def mqar(name: str, stack: str, dim: int = 32, length: int = 64) -> Trial:
+def mqar(name: str, stack: str, dim: int = 64, length: int = 64) -> Trial:
     """Eight pairs in `length` tokens, half of 128 tokens keys, half values."""
     position = f", position=learned(length={length})" if name == ATTENTION else ""
     data = f"mqar(pairs=8, length={length}, vocab=128, tests=500)"
@@ -41,4 +41,6 @@ FINDING = Finding(
     },
     rates=(1e-3, 2e-3),
     judge=judge,
+    tried="At width 32 attention recalls from some seeds alone (0.99, 0.15, 0.14 after 1200 steps at rate 0.002), and "
+    "gated convolutions from none (0.04 at best).",
 )

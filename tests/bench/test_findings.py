@@ -154,8 +154,8 @@ CASES = {
         ({"attention": 0.99, "gated convolution": 0.9, "hyena": 0.02}, {}, 2),
     ],
     "induction_needs_two_layers": [
-        ({"two layers": 0.99, "one layer": 0.15, "one layer, twice as wide": 0.15}, {}, 3),
-        ({"two layers": 0.5, "one layer": 0.5, "one layer, twice as wide": 0.5}, {}, 0),
+        ({"two layers": 0.99, "one layer": 0.15}, {}, 2),
+        ({"two layers": 0.5, "one layer": 0.5}, {}, 0),
     ],
     "hybrid_recall": [
         ({"none of 4": 0.1, "1 of 4": 0.5, "2 of 4": 0.9, "4 of 4": 0.9}, {}, 4),
