@@ -150,8 +150,8 @@ CASES = {
          {"attention": {"copy_1": 0.8, "copy_4": 0.75}, "with partial attention": {"copy_1": 0.8, "copy_4": 0.3}}, 0),
     ],
     "mqar_convolutions": [
-        ({"attention": 0.99, "gated convolution": 0.02, "hyena": 0.02}, {}, 3),
-        ({"attention": 0.99, "gated convolution": 0.9, "hyena": 0.02}, {}, 2),
+        ({"attention": 0.99, "attention behind a convolution": 0.99, "gated convolution": 0.02, "hyena": 0.02}, {}, 4),
+        ({"attention": 0.99, "attention behind a convolution": 0.5, "gated convolution": 0.9, "hyena": 0.02}, {}, 2),
     ],
     "induction_needs_two_layers": [
         ({"two layers": 0.99, "one layer": 0.15}, {}, 2),
