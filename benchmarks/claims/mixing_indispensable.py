@@ -53,4 +53,6 @@ FINDING = Finding(
     metric="bits_per_byte",
     lower_is_better=True,
     judge=judge,
+    tried="500 steps of 1024 bytes leave every contender near the bytes' pairs (3.60 bits), where little mixing is used: "
+    "all differences point the published way but for element-wise weights alone, and are small.",
 )
