@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from formwright.ops.recurrence_chunked import ChunkedRecurrence, forward_tiles
-from formwright.ops.recurrence_triton import refusal, triton_recurrence
+from formwright.ops.recurrence_triton import insist, refusal, triton_recurrence
 from formwright.ops.tiles import compute_dtype, padded_size, tile_plan
 
 CHUNK = 64
@@ -169,10 +169,8 @@ def _kernels_refused(
         return "the kernels have run in Triton's interpreter alone, on no GPU yet; backend='triton' takes them"
     if backend != "triton":
         return f"backend={backend!r} was asked for"
-    reason = refusal(device, dtype, key, value, form)
-    if reason is not None:
-        raise ValueError(f"backend='triton' can't compute this: {reason}; backend='auto' computes it in PyTorch")
-    return reason
+    insist(refusal(device, dtype, key, value, form))
+    return None
 
 
 def _group(q: Tensor, v: Tensor, chunk: int) -> int:

@@ -19,6 +19,7 @@ import math
 import torch
 from torch import Tensor
 
+from formwright.ops.recurrence_triton import insist
 from formwright.ops.scan_triton import LinearScan, scan_refusal
 
 FORMS = ("auto", "recurrent", "parallel", "chunked")
@@ -56,8 +57,7 @@ def linear_scan(
     work = torch.promote_types(out, torch.float32)
     last = torch.zeros_like(b[:, 0], dtype=out) if state is None else state
     if backend == "triton":
-        if reason := scan_refusal(a, b):
-            raise ValueError(f"backend='triton' can't compute this: {reason}; backend='auto' computes it in PyTorch")
+        insist(scan_refusal(a, b))
         flat = [t.to(work).flatten(2) if b.ndim > 2 else t.to(work)[..., None] for t in (a.expand(b.shape), b)]
         h = LinearScan.apply(*flat, last.to(work).reshape(len(b), -1)).view(b.shape)
         return h.to(out), h[:, -1].to(last.dtype)

@@ -24,6 +24,7 @@ import math
 import torch
 from torch import Tensor
 
+from formwright.ops.recurrence_triton import insist
 from formwright.ops.scan_triton import SelectiveScan, selective_refusal
 from formwright.ops.tiles import Tile, Workspace, compute_dtype, tile_plan
 
@@ -63,10 +64,7 @@ def selective_scan(
         state = u.new_zeros(batch if offsets is None else len(bounds), dim, size)
     with torch.autocast(u.device.type, enabled=False):
         if backend == "triton":
-            if reason := selective_refusal(u, size):
-                raise ValueError(
-                    f"backend='triton' can't compute this: {reason}; backend='auto' computes it in PyTorch"
-                )
+            insist(selective_refusal(u, size))
             rows = bounds if offsets is not None else [(row * tokens, (row + 1) * tokens) for row in range(batch)]
             return SelectiveScan.apply(u, delta, a, b, c, state, rows)
         if tokens == 1 and offsets is None and backend != "reference":

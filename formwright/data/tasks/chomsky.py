@@ -71,6 +71,29 @@ def by_length(
     )
 
 
+def of_string(
+    name: str,
+    symbols: int,
+    answer: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+    seen: Lengths,
+    tested: Lengths,
+    *,
+    examples: int,
+    tests: int,
+    slots: Callable[[int], int] = lambda longest: longest,
+) -> Task:
+    """A task about strings of tokens 1..symbols: answer(strings (rows, longest), lengths (rows,)) -> answers, and how
+    many slots each takes, as in by_length. Raises DataError for fewer than two symbols."""
+    at_least(name, symbols=(symbols, 2))
+
+    def draw(rng: np.random.Generator, sizes: np.ndarray, longest: int):
+        string = rng.integers(1, symbols + 1, size=(len(sizes), longest))
+        return string, *answer(string, sizes)
+
+    about = {"vocab": symbols + 1, "chance": 1 / symbols, "examples": examples, "tests": tests}
+    return by_length(name, draw, seen, tested, slots=slots, **about)
+
+
 def one(answer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Answers (rows,) of a single slot -> answers (rows, 1) and numbers of slots."""
     return answer[:, None], np.ones(len(answer), dtype=np.int64)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from formwright.data.tasks import Task, at_least, task
-from formwright.data.tasks.chomsky import SEEN, TESTED, by_length
+from formwright.data.tasks import Task, task
+from formwright.data.tasks.chomsky import SEEN, TESTED, by_length, of_string
 from formwright.data.tasks.slots import Lengths
 
 POP, PUSH, END = 3, 4, 3  # PUSH + a letter; the end mark stands in answers alone
@@ -32,20 +32,12 @@ def reverse_string(
     tests: int = 3_000,
 ) -> Task:
     """A string of tokens 1..symbols backwards. inputs, targets (rows, 2 longest)."""
-    at_least("reverse_string", symbols=(symbols, 2))
 
-    def draw(rng: np.random.Generator, sizes: np.ndarray, longest: int):
-        string = rng.integers(1, symbols + 1, size=(len(sizes), longest))
-        return string, backwards(string, sizes), sizes
+    def answer(string: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return backwards(string, sizes), sizes
 
-    return by_length(
-        *("reverse_string", draw, lengths_seen, lengths_tested),
-        vocab=symbols + 1,
-        slots=lambda longest: longest,
-        chance=1 / symbols,
-        examples=examples,
-        tests=tests,
-    )
+    lengths = lengths_seen, lengths_tested
+    return of_string("reverse_string", symbols, answer, *lengths, examples=examples, tests=tests)
 
 
 @task

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from formwright.data.tasks import Task, at_least, task
-from formwright.data.tasks.chomsky import SEEN, TESTED, by_length, one
+from formwright.data.tasks import Task, task
+from formwright.data.tasks.chomsky import SEEN, TESTED, by_length, of_string, one
 from formwright.data.tasks.slots import Lengths
 
 HIDDEN, EMPTY = 3, 4
@@ -29,19 +29,14 @@ def duplicate_string(
     tests: int = 3_000,
 ) -> Task:
     """A string of tokens 1..symbols twice. inputs, targets (rows, 3 longest)."""
-    at_least("duplicate_string", symbols=(symbols, 2))
 
-    def draw(rng: np.random.Generator, sizes: np.ndarray, longest: int):
-        string = rng.integers(1, symbols + 1, size=(len(sizes), longest))
-        return string, np.take_along_axis(string, np.arange(2 * longest) % sizes[:, None], axis=1), 2 * sizes
+    def answer(string: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        place = np.arange(2 * string.shape[1]) % sizes[:, None]
+        return np.take_along_axis(string, place, axis=1), 2 * sizes
 
-    return by_length(
-        *("duplicate_string", draw, lengths_seen, lengths_tested),
-        vocab=symbols + 1,
-        slots=lambda longest: 2 * longest,
-        chance=1 / symbols,
-        examples=examples,
-        tests=tests,
+    lengths = lengths_seen, lengths_tested
+    return of_string(
+        "duplicate_string", symbols, answer, *lengths, examples=examples, tests=tests, slots=lambda longest: 2 * longest
     )
 
 
@@ -83,22 +78,15 @@ def odds_first(
     tests: int = 3_000,
 ) -> Task:
     """The tokens (1..symbols) at odd places, then those at even ones. inputs, targets (rows, 2 longest)."""
-    at_least("odds_first", symbols=(symbols, 2))
 
-    def draw(rng: np.random.Generator, sizes: np.ndarray, longest: int):
-        string = rng.integers(1, symbols + 1, size=(len(sizes), longest))
+    def answer(string: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        longest = string.shape[1]
         slot, odd = np.arange(longest), (sizes[:, None] + 1) // 2
         place = np.where(slot < odd, 2 * slot, 2 * (slot - odd) + 1)
-        return string, np.take_along_axis(string, np.minimum(place, longest - 1), axis=1), sizes
+        return np.take_along_axis(string, np.minimum(place, longest - 1), axis=1), sizes
 
-    return by_length(
-        *("odds_first", draw, lengths_seen, lengths_tested),
-        vocab=symbols + 1,
-        slots=lambda longest: longest,
-        chance=1 / symbols,
-        examples=examples,
-        tests=tests,
-    )
+    lengths = lengths_seen, lengths_tested
+    return of_string("odds_first", symbols, answer, *lengths, examples=examples, tests=tests)
 
 
 @task
@@ -111,18 +99,10 @@ def bucket_sort(
     tests: int = 3_000,
 ) -> Task:
     """A string of tokens 1..symbols in increasing order. inputs, targets (rows, 2 longest)."""
-    at_least("bucket_sort", symbols=(symbols, 2))
 
-    def draw(rng: np.random.Generator, sizes: np.ndarray, longest: int):
-        string = rng.integers(1, symbols + 1, size=(len(sizes), longest))
-        inside = np.arange(longest) < sizes[:, None]
-        return string, np.sort(np.where(inside, string, symbols + 1), axis=1), sizes
+    def answer(string: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        inside = np.arange(string.shape[1]) < sizes[:, None]
+        return np.sort(np.where(inside, string, symbols + 1), axis=1), sizes
 
-    return by_length(
-        *("bucket_sort", draw, lengths_seen, lengths_tested),
-        vocab=symbols + 1,
-        slots=lambda longest: longest,
-        chance=1 / symbols,
-        examples=examples,
-        tests=tests,
-    )
+    lengths = lengths_seen, lengths_tested
+    return of_string("bucket_sort", symbols, answer, *lengths, examples=examples, tests=tests)
