@@ -57,7 +57,7 @@ def linear_scan(
     work = torch.promote_types(out, torch.float32)
     last = torch.zeros_like(b[:, 0], dtype=out) if state is None else state
     if backend == "triton":
-        insist(scan_refusal(a, b))
+        insist(scan_refusal(a, b, form))
         flat = [t.to(work).flatten(2) if b.ndim > 2 else t.to(work)[..., None] for t in (a.expand(b.shape), b)]
         h = LinearScan.apply(*flat, last.to(work).reshape(len(b), -1)).view(b.shape)
         return h.to(out), h[:, -1].to(last.dtype)

@@ -17,8 +17,10 @@ WIDEST = 256  # states a channel that a program holds
 HELD = 1024  # numbers of a program's states
 
 
-def scan_refusal(a: Tensor, b: Tensor) -> str | None:
+def scan_refusal(a: Tensor, b: Tensor, form: str = "auto") -> str | None:
     """Why the kernel can't compute linear_scan(a, b), as the end of a sentence; None where it can."""
+    if form != "auto":
+        return f"the kernel is a form of its own, not form={form!r}"
     dtype = torch.promote_types(a.dtype, b.dtype)
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"the kernel computes float32, bfloat16 and float16, not {dtype}"

@@ -93,5 +93,7 @@ def test_without_triton_or_cuda_it_says_so(monkeypatch):
         linear_scan(cpu, cpu, backend="triton")
     with pytest.raises(ValueError, match=r"need CUDA|pip install triton"):
         selective_scan(cpu, cpu, torch.ones(2, 3), torch.ones(1, 4, 3), torch.ones(1, 4, 3), backend="triton")
+    with pytest.raises(ValueError, match="not form='parallel'"):
+        linear_scan(cpu, cpu, form="parallel", backend="triton")
     assert "Triton" in explain(9, backend="triton") and "Triton" in explain_selective(9, backend="triton")
     assert "PyTorch" in explain(9)
