@@ -76,10 +76,10 @@ def _sides(texts: list[str], depth: int) -> dict[bool, list[Entry]]:
 
 def _random_tokens(causal: bool, longest: int) -> SimpleNamespace:
     """What building and sizing ask of a source, where tokens are drawn at random: single ones or, for an
-    encoder-decoder, pairs, which it therefore doesn't say."""
+    encoder-decoder, pairs."""
     facts = {"vocab": VOCAB, "length": longest + ROOM, "outputs": 1}
     head = "lm" if causal else "completion"
-    more = {"shape": (longest,), "tokens_per_item": longest, "kind": "synthetic"}
+    more = {"shape": (longest,), "tokens_per_item": longest, "kind": "synthetic", "source_shape": ...}
     return SimpleNamespace(name="random tokens", embed="tokens", head=head, facts=facts, **more)
 
 
