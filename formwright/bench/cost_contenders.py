@@ -19,11 +19,10 @@ from formwright.build import build, complete, is_bare_mixer
 from formwright.contract import parameter_count
 from formwright.lang import Part
 from formwright.race.contenders import Entry, check_words, read_contenders
-from formwright.race.size import equalise, parse_size
+from formwright.race.size import equalise, not_too_far, parse_size
 
 BASELINE = "attention"
 VOCAB = 16
-WIDEST = 4  # times the baseline's width, or a quarter of it: beyond that equal figures compare unlike things
 
 
 def models(
@@ -86,22 +85,15 @@ def _random_tokens(causal: bool, longest: int) -> SimpleNamespace:
 def _sized(
     side: list[Entry], source: Any, match: str, size: str | int | None, dim: int
 ) -> tuple[list[Entry], list[str]]:
-    """The contenders at their widths. One that would be many times as wide or as narrow as attention, since its figure
-    hardly grows with its width, or grows with the length, is as wide as attention instead."""
+    """The contenders at their widths, none far from attention's."""
     fixed = [_at(entry, source, dim) for entry in side]
     if match == "width":
         return fixed, []
     first = fixed[:1] if size is None else side[:1]
     size = None if size is None else parse_size(size)
     sized, notes = equalise([*first, *side[1:]], source, size=size, match=match)
-    width = sized[0].dim or dim
-    for number, entry in enumerate(sized):
-        if entry.error or width / WIDEST <= entry.dim <= width * WIDEST:
-            continue
-        notes = [note for note in notes if not note.startswith(f"{entry.name} ")]
-        notes.append(f"{entry.name} would need the width {entry.dim} for equal {match}: it has attention's, {width}.")
-        sized[number] = _at(side[number], source, width)
-    return sized, notes
+    usual = sized[0].dim or dim
+    return not_too_far(sized, notes, side, source, match, usual)
 
 
 def _at(entry: Entry, source: Any, dim: int) -> Entry:

@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 from formwright.race import plan, store
 from formwright.race.contenders import Entry, RaceProblem, check_words, keep_files, pair_notes, read_contenders
 from formwright.race.machine import accelerators, cores, describe
-from formwright.race.size import equalise, parse_size
+from formwright.race.size import equalise, not_too_far, parse_size
 from formwright.race.state import Race, State, note, read_state, save_state
 from formwright.train import budget as budgets
 
@@ -53,7 +54,11 @@ def begin(
         if not entry.error:
             check_words(entry, source)
     batch = plan.batch_size(source, batch_tokens, accelerated=device != "cpu" and accelerators() > 0)
-    entries, notes = equalise(entries, source, size=size, match=options["match"])
+    asked = entries
+    entries, notes = equalise(asked, source, size=size, match=options["match"])
+    widths = [entry.dim for entry in entries if not entry.error]
+    if stack is not None and widths:
+        entries, notes = not_too_far(entries, notes, asked, source, options["match"], median_low(widths))
     notes += pair_notes(texts, source)
     if bench is None and all(entry.error for entry in entries):
         reasons = "\n".join(f"{entry.name}: {entry.error}" for entry in entries)

@@ -25,6 +25,7 @@ TOLERANCE = 0.03
 FIRST_DIM = 128  # of the first contender, where neither size nor width is given
 STRETCH = 1.25
 WIDEST = 16384
+FAR = 4  # times as wide as others, or a quarter of it: beyond that equal figures compare unlike things
 WIDEST_STATE = 1024  # where states are matched: a small state must not be made up for by a giant model
 SIZE = re.compile(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*([kKmMbBgG]?)\s*")
 PREFIXES = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9}
@@ -106,6 +107,29 @@ def fit_to(entry: Entry, source: Any, target: float | None, match: str) -> tuple
         f"{entry.name} comes no nearer to {_words(target, match)} than {_words(reached, match)} ({off:+.1%}, at "
         f"dim={dim}): compare it with care."
     ]
+
+
+def not_too_far(
+    sized: list[Entry], notes: list[str], asked: list[Entry], source: Any, match: str, usual: int
+) -> tuple[list[Entry], list[str]]:
+    """What `equalise` gave for `asked`, those FAR from the `usual` width at that width instead, and said so: a figure
+    that hardly grows with the width, or grows with the length, is no reason for a giant or a dwarf."""
+    near = []
+    for entry, before in zip(sized, asked, strict=True):
+        if not entry.error and not usual / FAR <= entry.dim <= usual * FAR:
+            try:
+                narrower = at_width(before, source, usual, 1.0)
+            except BuildProblem:  # a part refuses that width
+                narrower = entry
+            if narrower.dim != entry.dim:
+                notes = [note for note in notes if not note.startswith(f"{entry.name} ")]
+                notes.append(
+                    f"{entry.name} would need the width {entry.dim} for equal {match}: it has the others', "
+                    f"{narrower.dim}, and with it {_words(_figure(narrower, match), match)}."
+                )
+                entry = narrower
+        near.append(entry)
+    return near, notes
 
 
 def choose(

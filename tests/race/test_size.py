@@ -12,7 +12,7 @@ from formwright.lang import SyntaxProblem, parse
 from formwright.race.contenders import RaceProblem, build_unfilled, check_words, keep_files, read_contenders
 from formwright.race.equal_time import equal_time
 from formwright.race.narrowing import divisor, narrowed
-from formwright.race.size import choose, equalise, parse_size
+from formwright.race.size import choose, equalise, not_too_far, parse_size
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +121,17 @@ def test_a_mixer_stands_where_the_stack_says(text):
     assert entry.name == "attention"
     rope = "attention(position=rope)"
     assert str(entry.tree) == f"{rope} + bidirectional({rope}) >> 2*({rope} + mlp)"
+
+
+def test_one_without_weights_of_its_own_does_not_become_a_giant(text):
+    asked = read_contenders(["attention", "gla", "pooling"], data=text, stack="2*MIXER")
+    sized, notes = equalise(asked, text, size=800_000)
+    usual = sized[0].dim
+    assert sized[2].dim > 4 * usual
+    near, said = not_too_far(sized, [*notes, "pooling comes no nearer"], asked, text, "params", usual)
+    assert [e.dim for e in near] == [usual, sized[1].dim, usual] and near[2].params < 200_000
+    (words,) = [s for s in said if s.startswith("pooling ")]
+    assert f"would need the width {sized[2].dim} for equal params: it has the others', {usual}" in words
 
 
 def test_a_size_out_of_reach_is_told(text):
