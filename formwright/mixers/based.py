@@ -5,7 +5,8 @@
 
 x (x) x is symmetric: its d (d+1) / 2 different entries, those off the diagonal weighted by sqrt(2), give the same
 products with half the state. The denominator is at least 1/2 a token. With initial_state S_0, denominators included, is
-a parameter instead of 0.
+a parameter instead of 0. Rows of no more tokens than there are features are read without them, by every pair's
+1 + s + s^2 / 2.
 
 The paper's models alternate this mixer with softmax attention in a small window and with gated convolutions of three
 taps, each followed by swiglu. The two that recall and compare are, as an expression,
@@ -68,8 +69,11 @@ class Based(TokenMixer):
         weight = (d * (1 + (row == column))).to(x.dtype).rsqrt()
         return torch.cat([torch.ones_like(x[..., :1]), x / d**0.25, x[..., row] * x[..., column] * weight], -1)
 
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(f(x).unflatten(-1, (self.heads, -1)) for f in (self.query, self.key, self.value))
+
     def _mix(self, x: Tensor, state: Tensor | None, offsets: Tensor | None) -> tuple[Tensor, Tensor]:
-        q, k, v = (f(x).unflatten(-1, (self.heads, -1)) for f in (self.query, self.key, self.value))
+        q, k, v = self._heads(x)
         q, k = self.series(q), self.series(k)
         o, state = normalised(q, k, v, self.eps, state=state, offsets=offsets, backend=self.backend)
         return self.out(o.flatten(2)), state
@@ -77,7 +81,21 @@ class Based(TokenMixer):
     def forward(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> Tensor:
+        if self._short(layout):
+            return self._pairs(x)
         return self._mix(x, first_state(self.initial, len(x), layout.offsets), layout.offsets)[0]
+
+    def _short(self, layout: Layout) -> bool:
+        """Whether pairs of tokens are fewer than the features of them, and nothing but the row is asked for."""
+        alone = self.initial is None and layout.offsets is None and self.backend == "auto"
+        return alone and layout.tokens <= self.features
+
+    def _pairs(self, x: Tensor) -> Tensor:
+        q, k, v = (rows.transpose(1, 2) for rows in self._heads(x))
+        s = q @ k.mT * self.feature_dim**-0.5
+        weights = (1 + s + s.square() / 2).tril()
+        o = weights @ v / (weights.sum(-1, keepdim=True) + self.eps)
+        return self.out(o.transpose(1, 2).flatten(2))
 
     def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Tensor:
         """The sums of phi(k) [v, 1]^T: (B, H, features, V+1)."""
@@ -90,6 +108,11 @@ class Based(TokenMixer):
     def cost(self, layout: Layout, batch: int = 1) -> Cost:
         n, value = layout.tokens, self.head_dim + 1
         linear = 2 * batch * n * self.dim * self.heads * (self.feature_dim + self.head_dim)
+        if self._short(layout):
+            products = batch * n * n * self.heads * (self.feature_dim + self.head_dim)
+            return Cost(parameter_count(self), linear + products, self._state_bytes(batch))
         products = recurrence.macs(batch, n, self.heads, self.features, value, lengths=packed_lengths(layout))
-        state = batch * self.heads * self.features * value * element_size(self)
-        return Cost(parameter_count(self), linear + products, state)
+        return Cost(parameter_count(self), linear + products, self._state_bytes(batch))
+
+    def _state_bytes(self, batch: int) -> int:
+        return batch * self.heads * self.features * (self.head_dim + 1) * element_size(self)

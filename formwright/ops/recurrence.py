@@ -24,8 +24,8 @@ from formwright.ops.tiles import compute_dtype, padded_size, tile_plan
 CHUNK = 64
 FORMS = ("auto", "recurrent", "parallel", "chunked")
 BACKENDS = ("auto", "reference", "torch", "triton")
-# What one chunk of a group of rows touches should stay in the cache of a CPU core: elements of one operand.
-CACHED_ELEMENTS = 16 * 64 * 64
+# What the chunks computed together touch should stay in a CPU's caches: elements of one operand.
+CACHED_ELEMENTS = 64 * 64 * 64
 
 
 def linear_recurrence(
@@ -74,7 +74,8 @@ def linear_recurrence(
             return _recurrent(q, k, v, log_decay, beta, scale, state, None if offsets is None else bounds)
         chunk = CHUNK if chosen == "chunked" else q.shape[1]
         group = _group(q, v, chunk)
-        tiles = tile_plan(q.shape[0], bounds, chunk, group, packed=offsets is not None)
+        together = max(1, CACHED_ELEMENTS // (group * q.shape[2] * chunk * max(q.shape[3], v.shape[3])))
+        tiles = tile_plan(q.shape[0], bounds, chunk, group, offsets is not None, together)
         inputs = (q, k, v, log_decay, beta, state, scale, tiles)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs[:6]):
             return ChunkedRecurrence.apply(*inputs)

@@ -10,6 +10,8 @@ the delta rule also k_i):
     form of "Parallelizing Linear Transformers with the Delta Rule over Sequence Length", arXiv 2406.06484, 2024; gated:
     arXiv 2412.06464, 2024).
 
+Several chunks are computed together, as n = chunks x rows x heads independent blocks; from one to the next goes the
+state alone, and with the delta rule u, which needs it.
 recurrence_scores.py computes A for a decay that is one number per head and for one per key channel.
 Backward keeps the states between chunks (N/C of them) and recomputes the rest. The gradient of log_decay needs no
 products of its own: whatever depends on G through row i depends on x_i in the same way, so it is the running sum, from
@@ -22,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from formwright.ops.recurrence_delta import solved, solved_back, unit_lower_inverse
 from formwright.ops.recurrence_scores import running_sums, within_chunk, within_chunk_backward
-from formwright.ops.tiles import Tile, Workspace, copied, padded_size
+from formwright.ops.tiles import Tile, Workspace, padded_size
 
 
 def forward_tiles(
@@ -43,32 +46,59 @@ def forward_tiles(
     for tile in tiles:
         if tile.first:
             s = _load_state(state, tile, work.dtype)
-            if keep:
-                kept.append(s)
         x, keys, values, decay, rate = _load(q, k, v, log_decay, beta, scale, tile, work)
-        n, size, reads, _ = x.shape
+        n, size = x.shape[:2]
         scores, xe, ke, edges, _ = within_chunk(x, keys, decay, sums, tile, work, keep=False)
-        y = torch.bmm(xe.flatten(1, 2), s, out=work("y", n, size * reads, s.shape[2])).unflatten(1, (size, reads))
-        if edges.since is not None:
-            y = torch.mul(y, edges.since[..., None], out=work.onto(y))
+        place = _place(work, "states", s, tile.chunks, 0, fresh=keep)
         if rate is None:
-            u, queried = values, y.squeeze(2)
+            u, until = values, edges.until
+            writes = ke if until is None else torch.mul(ke, until, out=work.onto(ke))
+            added = torch.bmm(writes.mT, u, out=None if place is None else place[1:].flatten(0, 1))
+            states = passed_on(s, added, edges.total, tile.chunks, place)
         else:
             system = torch.mul(scores[:, :, 1], rate, out=work("system", n, size, size)).tril_(-1)
             inverse = unit_lower_inverse(system)
-            right = torch.sub(values, y[:, :, 1], out=work("right", *values.shape)).mul_(rate)
-            u = torch.bmm(inverse, right, out=work("u", *values.shape))
-            queried = copied(y[:, :, 0], work("queried", *values.shape))
+            u, states = solved(s, values, rate, inverse, xe, ke, edges, tile.chunks, work, place)
+        s, before = states[-1], states[:-1].flatten(0, 1)
+        # The decays between tokens are used up: where shapes agree, their memory serves again.
+        queried = torch.bmm(xe[:, :, 0], before, out=work("between", *u.shape))
+        if edges.since is not None:
+            queried = torch.mul(queried, edges.since, out=work.onto(queried))
         _store(o, torch.baddbmm(queried, scores[:, :, 0], u, out=work.onto(queried)), tile)
-        place = None if keep else work("s", *s.shape)
-        s = s if edges.total is None else torch.mul(s, edges.total, out=place)
-        sent = u if edges.until is None else torch.mul(u, edges.until, out=work("sent", *u.shape))
-        s = torch.baddbmm(s, ke.mT, sent, out=place)
         if keep:
-            kept += [s] if rate is None else [inverse, s]
+            kept += [states] if rate is None else [inverse, states]
         if tile.last:
             final[tile.state : tile.state_end] = s.unflatten(0, (-1, state.shape[1])).to(final.dtype)
     return o, final, kept
+
+
+def _place(work: Workspace, name: str, s: Tensor, chunks: int, at: int, fresh: bool = False) -> Tensor | None:
+    """Memory for the states (chunks+1, n/chunks, K, V) between chunks, s already in its place; `fresh`: that lasts."""
+    place = work(name, chunks + 1, *s.shape)
+    if place is None:
+        return None
+    place = torch.empty_like(place) if fresh else place
+    place[at].copy_(s)
+    return place
+
+
+def passed_on(
+    s: Tensor, added: Tensor, total: Tensor | None, chunks: int, place: Tensor | None, back: bool = False
+) -> Tensor:
+    """The states (chunks+1, n/chunks, K, V) between chunks, S' = total S + added through each: s is the first of them,
+    or with `back` the last. `place` (see `_place`) is where they are written; it may hold `added` where they go."""
+    added = added.unflatten(0, (chunks, -1))
+    total = None if total is None else total.unflatten(0, (chunks, -1))
+    states = [s if place is None else place[chunks if back else 0]]
+    for chunk in range(chunks - 1, -1, -1) if back else range(chunks):
+        out = None if place is None else place[chunk + (not back)]
+        if total is None:
+            states.append(torch.add(added[chunk], states[-1], out=out))
+        else:
+            states.append(torch.addcmul(added[chunk], states[-1], total[chunk], out=out))
+    if place is not None:
+        return place
+    return torch.stack(states[::-1] if back else states)
 
 
 class ChunkedRecurrence(torch.autograd.Function):
@@ -107,65 +137,68 @@ def backward_tiles(
     d_decay = None if log_decay is None else torch.empty_like(log_decay, memory_format=torch.contiguous_format)
     d_beta = None if beta is None else torch.empty_like(beta, memory_format=torch.contiguous_format)
     d_o, d_state, work, sums = d_o.contiguous(), d_final.clone(), Workspace(q), running_sums(log_decay, tiles)
-    at = len(kept)
-    after = ds = state
+    at, ds = len(kept), state
     for tile in reversed(tiles):
         if tile.last:
-            ds, at = _load_state(d_final, tile, work.dtype), at - 1
-            after = kept[at]
+            ds = _load_state(d_final, tile, work.dtype)
+        at -= 1
+        before, after = kept[at][:-1].flatten(0, 1), kept[at][1:].flatten(0, 1)
         if beta is not None:
             at -= 1
             inverse = kept[at]
-        at -= 1
-        before = kept[at]
         x, keys, values, decay, rate = _load(q, k, v, log_decay, beta, scale, tile, work)
         n, size, reads, width = x.shape
         scores, xe, ke, edges, context = within_chunk(x, keys, decay, sums, tile, work, keep=True)
         since, until, total = edges
         dy = _rows(d_o, tile, size, work, "dy")
-        d_u = torch.bmm(ke, ds, out=work("d_u", *values.shape))
-        d_u = d_u if until is None else torch.mul(d_u, until, out=work.onto(d_u))
-        d_u = torch.baddbmm(d_u, scores[:, :, 0].mT, dy, out=work.onto(d_u))
+        d_u = torch.bmm(scores[:, :, 0].mT, dy, out=work("d_u", *values.shape))
+        place = _place(work, "d_states", ds, tile.chunks, tile.chunks)
         if rate is None:
-            u, d_values = values, d_u
+            u = values
             d_scores = torch.bmm(dy, u.mT, out=work("d_scores", n, size, size)).unsqueeze(2)
-            dy = dy.unsqueeze(2)
+            seen = dy if since is None else torch.mul(dy, since, out=work.onto(dy))
+            pushed = torch.bmm(xe[:, :, 0].mT, seen, out=None if place is None else place[:-1].flatten(0, 1))
+            d_states = passed_on(ds, pushed, total, tile.chunks, place, back=True)
+            d_after = d_states[1:].flatten(0, 1)
+            writes = ke if until is None else torch.mul(ke, until, out=work("d_xe", *ke.shape))
+            d_values = torch.baddbmm(d_u, writes, d_after, out=work.onto(d_u))
+            seen = seen.unsqueeze(2)
         else:
+            seen = dy if since is None else torch.mul(dy, since, out=work("seen", *dy.shape))
+            pushed = torch.bmm(xe[:, :, 0].mT, seen, out=None if place is None else place[:-1].flatten(0, 1))
+            d_right, d_states = solved_back(
+                ds, d_u, pushed, rate, inverse, xe, ke, edges, tile.chunks, work, place
+            )  # fmt: skip
+            d_after = d_states[1:].flatten(0, 1)
             error = torch.bmm(xe[:, :, 1], before, out=work("error", *values.shape))
             error = error if since is None else torch.mul(error, since, out=work.onto(error))
             error = torch.sub(values, error, out=work.onto(error))
             u = torch.bmm(inverse, rate * error, out=work("u", *values.shape))
-            d_right = torch.bmm(inverse.mT, d_u, out=work("d_right", *values.shape))
             d_system = torch.bmm(d_right, u.mT, out=work("d_system", n, size, size)).neg_().tril_(-1)
             d_values = torch.mul(rate, d_right, out=work("d_values", *values.shape))
             _store(d_beta, (d_right * error).sum(-1) + (d_system * scores[:, :, 1]).sum(-1), tile)
             d_queried = torch.bmm(dy, u.mT, out=work("d_queried", n, size, size))
             d_scores = torch.stack((d_queried, rate * d_system), 2, out=work("d_scores", n, size, 2, size))
-            dy = torch.stack((dy, -d_values), 2, out=work("dys", n, size, 2, values.shape[2]))
-        if since is not None:
-            dy = torch.mul(dy, since[..., None], out=work("seen", *dy.shape))
-        flat = dy.flatten(1, 2)
-        sent = u if until is None else torch.mul(u, until, out=work("sent", *u.shape))
+            asked = d_values if since is None else d_values * since
+            seen = torch.stack((seen, -asked), 2, out=work("seen both", n, size, 2, values.shape[2]))
+        _store(dv, d_values, tile)
+        ds, flat = d_states[0], seen.flatten(1, 2)
+        sent = u if until is None else torch.mul(u, until, out=work.onto(u))
         d_xe = torch.bmm(flat, before.mT, out=work("d_xe", n, size * reads, width)).unflatten(1, (size, reads))
-        d_ke = torch.bmm(sent, ds.mT, out=work("d_ke", n, size, width))
+        d_ke = torch.bmm(sent, d_after.mT, out=work("d_ke", n, size, width))
         dx, d_keys = within_chunk_backward(x, keys, d_scores, d_xe, d_ke, context, work)
         if log_decay is not None:
-            flow = torch.mul(x, dx, out=work("flow", *x.shape))
+            flow = torch.mul(x, dx, out=work.onto(x))
             flow = flow.squeeze(2) if reads == 1 else flow.sum(2)
             flow = flow.addcmul_(keys, d_keys, value=-1)
-            meet = torch.mul(after, ds, out=work("meet", *ds.shape))
+            meet = torch.mul(after, d_after, out=work("meet", *after.shape))
             if log_decay.ndim == 3:
                 flow, meet = flow.sum(-1, keepdim=True), meet.sum((1, 2))[:, None, None]
                 _store(d_decay, _tail_sums(flow, meet)[..., 0], tile)
             else:
                 _store(d_decay, _tail_sums(flow, meet.sum(2)[:, None]), tile)
-        place = work("ds", *ds.shape)
-        ds = ds if total is None else torch.mul(ds, total, out=place)
-        ds = torch.baddbmm(ds, xe.flatten(1, 2).mT, flat, out=place)
         _store(dk, d_keys if rate is None else d_keys.add_(dx[:, :, 1]), tile)
         _store(dq, dx[:, :, 0].mul_(scale), tile)
-        _store(dv, d_values, tile)
-        after = before
         if tile.first:
             d_state[tile.state : tile.state_end] = ds.unflatten(0, (-1, state.shape[1])).to(d_state.dtype)
     return dq, dk, dv, d_decay, d_beta, d_state
@@ -173,21 +206,22 @@ def backward_tiles(
 
 def _rows(t: Tensor, tile: Tile, size: int, work: Workspace, name: str, scale: float = 1.0) -> Tensor:
     """A tile of scale * t, t (B,N,H) or (B,N,H,E), as (n, C) or (n, C, E), filled up with zeros to `size` tokens."""
-    rows = t[tile.row : tile.row_end, tile.start : tile.stop].transpose(1, 2)
-    tokens = rows.shape[2]
-    out = work(name, *rows.shape[:2], size, *rows.shape[3:])
+    rows = t[tile.row : tile.row_end, tile.start : tile.stop].unflatten(1, (tile.chunks, -1))
+    rows = rows.permute(1, 0, 3, 2, *range(4, rows.ndim))
+    tokens = rows.shape[3]
+    out = work(name, *rows.shape[:3], size, *rows.shape[4:])
     if out is None:
-        rows = (rows.to(work.dtype) * scale).flatten(0, 1)
+        rows = (rows.to(work.dtype) * scale).flatten(0, 2)
         missing = size - tokens
         return F.pad(rows, (0, missing) if rows.ndim == 2 else (0, 0, 0, missing)) if missing else rows
-    filled = out if tokens == size else out[:, :, :tokens]
+    filled = out if tokens == size else out[:, :, :, :tokens]
     if scale == 1.0:
         filled.copy_(rows)
     else:
         torch.mul(rows.to(work.dtype), scale, out=filled)
     if tokens < size:
-        out[:, :, tokens:] = 0
-    return out.flatten(0, 1)
+        out[:, :, :, tokens:] = 0
+    return out.flatten(0, 2)
 
 
 def _load_state(state: Tensor, tile: Tile, dtype: torch.dtype) -> Tensor:
@@ -196,7 +230,7 @@ def _load_state(state: Tensor, tile: Tile, dtype: torch.dtype) -> Tensor:
 
 def _load(q, k, v, log_decay, beta, scale, tile, work):
     """One tile's x (n,C,R,K) with R = 1, or 2 with the delta rule; k; v; log decay per channel; beta (n,C,1)."""
-    size = tile.stop - tile.start
+    size = tile.size
     if beta is not None or (log_decay is not None and log_decay.ndim == 4):
         size = padded_size(size)
     queries = _rows(q, tile, size, work, "q", scale)
@@ -212,9 +246,9 @@ def _load(q, k, v, log_decay, beta, scale, tile, work):
 
 def _store(out: Tensor, rows: Tensor, tile: Tile) -> None:
     """Write (n, C) or (n, C, E) back to its place in (B,N,H) or (B,N,H,E)."""
-    tokens = tile.stop - tile.start
-    rows = rows[:, :tokens].unflatten(0, (tile.row_end - tile.row, -1)).transpose(1, 2)
-    out[tile.row : tile.row_end, tile.start : tile.stop] = rows
+    rows = rows[:, : tile.size].unflatten(0, (tile.chunks, tile.row_end - tile.row, -1))
+    rows = rows.permute(1, 0, 3, 2, *range(4, rows.ndim))
+    out[tile.row : tile.row_end, tile.start : tile.stop].unflatten(1, (tile.chunks, -1)).copy_(rows)
 
 
 def _tail_sums(flow: Tensor, end: Tensor) -> Tensor:
@@ -225,24 +259,3 @@ def _tail_sums(flow: Tensor, end: Tensor) -> Tensor:
         return flow.flip(1).cumsum(1).flip(1).add_(end)
     ones = torch.ones(tokens, tokens, dtype=flow.dtype, device=flow.device).triu_()
     return torch.matmul(ones, flow).add_(end)
-
-
-def unit_lower_inverse(lower: Tensor) -> Tensor:
-    """The inverse of I + lower, lower (n,C,C) strictly lower triangular, C a power of two: blocks of 1, 2, 4, ... are
-    joined by [[A, 0], [B, D]]^-1 = [[A^-1, 0], [-D^-1 B A^-1, D^-1]]. As stable as substitution, and all products."""
-    n, size, _ = lower.shape
-    inverse = torch.eye(size, dtype=lower.dtype, device=lower.device).repeat(n, 1, 1)
-    block = 1
-    while block < size:
-        count = size // (2 * block)
-        shape = (n, count, 2, block, count, 2, block)
-        cross = lower.view(shape)[:, :, 1, :, :, 0].diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
-        if block > 1:
-            blocks = inverse.view(shape).diagonal(dim1=1, dim2=4).permute(0, 5, 1, 3, 2, 4)
-            early = blocks[:, :, 0, 0].reshape(n * count, block, block)
-            late = blocks[:, :, 1, 1].reshape(n * count, block, block)
-            cross = torch.bmm(torch.bmm(late, cross.reshape(n * count, block, block)), early)
-        target = inverse.view(shape)[:, :, 1, :, :, 0].diagonal(dim1=1, dim2=3)
-        target.copy_(-cross.reshape(n, count, block, block).permute(0, 2, 3, 1))
-        block *= 2
-    return inverse

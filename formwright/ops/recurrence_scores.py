@@ -65,7 +65,7 @@ def _runs(tiles: list[Tile]) -> list[tuple[int, int, int]]:
     """(begin, end, size): runs of tiles of one size that follow each other, of the first group of rows."""
     runs: list[tuple[int, int, int]] = []
     for tile in tiles:
-        size = tile.stop - tile.start
+        size = tile.size
         if tile.row > 0 or size == 0:
             continue
         if runs and runs[-1][1] == tile.start and runs[-1][2] == size:
@@ -77,7 +77,8 @@ def _runs(tiles: list[Tile]) -> list[tuple[int, int, int]]:
 
 def _sums_of(sums: Tensor, tile: Tile, size: int) -> Tensor:
     """A tile of (B,H,N) as (n,C), its last value repeated up to `size` tokens."""
-    rows = sums[tile.row : tile.row_end, :, tile.start : tile.stop].flatten(0, 1)
+    rows = sums[tile.row : tile.row_end, :, tile.start : tile.stop].unflatten(2, (tile.chunks, -1))
+    rows = rows.permute(2, 0, 1, 3).flatten(0, 2)
     return rows if rows.shape[1] == size else F.pad(rows, (0, size - rows.shape[1]), mode="replicate")
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 
 class Tile(NamedTuple):
-    """One chunk of one group of rows: tokens start..stop of rows row..row_end, whose states are state..state_end."""
+    """Some chunks, all of one size, of one group of rows: tokens start..stop of rows row..row_end, whose states are
+    state..state_end. `first` and `last` of their sequence."""
 
     row: int
     row_end: int
@@ -19,19 +20,30 @@ class Tile(NamedTuple):
     state_end: int
     first: bool
     last: bool
+    chunks: int = 1
+
+    @property
+    def size(self) -> int:
+        """Tokens of one chunk."""
+        return (self.stop - self.start) // self.chunks
 
 
-def tile_plan(rows: int, bounds: list[tuple[int, int]], chunk: int, group: int, packed: bool) -> list[Tile]:
-    """The chunks in the order they are computed: groups of rows outermost, so that what a chunk touches stays in
-    cache; packed sequences one after another, each with chunks of its own."""
+def tile_plan(
+    rows: int, bounds: list[tuple[int, int]], chunk: int, group: int, packed: bool, together: int = 1
+) -> list[Tile]:
+    """The chunks in the order they are computed, at most `together` whole ones a tile: groups of rows outermost, so
+    that what a tile touches stays in cache; packed sequences one after another, each with chunks of its own."""
     tiles = []
     for number, (begin, end) in enumerate(bounds):
         for row in range(0, rows, group):
             row_end = min(row + group, rows)
             states = (number, number + 1) if packed else (row, row_end)
-            for start in range(begin, end, chunk):
-                stop = min(start + chunk, end)
-                tiles.append(Tile(row, row_end, start, stop, *states, start == begin, stop == end))
+            start = begin
+            while start < end:
+                chunks = min(max(1, (end - start) // chunk), together)
+                stop = min(start + chunks * chunk, end)
+                tiles.append(Tile(row, row_end, start, stop, *states, start == begin, stop == end, chunks))
+                start = stop
     return tiles
 
 

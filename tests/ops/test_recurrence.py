@@ -101,6 +101,20 @@ def test_groups_of_rows_join(monkeypatch):
     assert worst(run(inputs), expected) < 1e-10
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("decay", "delta"), KINDS)
+def test_tiles_of_several_chunks_join(monkeypatch, decay, delta, dtype):
+    inputs = make(2, 7 * 64 + 21, 2, 5, 8, decay, delta, dtype=dtype, strength=0.3)
+    whole = run(inputs, scale=0.3)
+    for chunks in (1, 2, 3):
+        monkeypatch.setattr(recurrence, "CACHED_ELEMENTS", chunks * 2 * 2 * 64 * 8)
+        assert worst(run(inputs, scale=0.3), whole) < (2e-5 if dtype == torch.float32 else 2e-2), chunks
+    monkeypatch.setattr(recurrence, "CACHED_ELEMENTS", 2 * 64 * 8 * 3)  # rows apart, chunks together
+    packed = make(1, 500, 2, 5, 8, decay, delta, states=3)
+    offsets = torch.tensor([0, 200, 201, 500])
+    assert worst(run(packed, offsets=offsets), run(packed, offsets=offsets, backend="reference")) < 1e-10
+
+
 @pytest.mark.parametrize(("decay", "delta"), [k for k in KINDS if k[0]])
 @pytest.mark.parametrize("strength", [1e-3, 20.0, 300.0, float("inf")])
 def test_strong_decay_is_safe_in_float32(decay, delta, strength):

@@ -1,0 +1,97 @@
+"""The delta rule in chunks: u, what each token writes, one chunk after another, and its backward.
+
+    (I + A) U = diag(beta) (V - X S),    A_ij = beta_i x_i (G_ij k_j) for j < i,    S' = G_C0 S + sum_j (G_Cj k_j) u_j^T
+
+X are the keys as they read the state S before the chunk. The inverse of I + A is made for all chunks at once; from one
+chunk to the next goes S.
+"Parallelizing Linear Transformers with the Delta Rule over Sequence Length", arXiv 2406.06484, 2024; gated: arXiv
+2412.06464, 2024.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from formwright.ops.recurrence_scores import Edges
+from formwright.ops.tiles import Workspace
+
+
+def solved(
+    s: Tensor, values: Tensor, rate: Tensor, inverse: Tensor, xe: Tensor, ke: Tensor, edges: Edges, chunks: int,
+    work: Workspace, place: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The delta rule's u (n,C,V) of all chunks, each of which needs the state that those before it leave, and the
+    states as `passed_on` gives them."""
+    asks, writes = _asks_and_writes(xe, ke, rate, edges, work)
+    right = torch.mul(values, rate, out=work("right", *values.shape))
+    u = work("u", *values.shape)
+    asks, writes, right, inverse = (t.unflatten(0, (chunks, -1)) for t in (asks, writes, right, inverse))
+    into = None if u is None else u.unflatten(0, (chunks, -1))
+    total = None if edges.total is None else edges.total.unflatten(0, (chunks, -1))
+    states, found = [s if place is None else place[0]], []
+    for chunk in range(chunks):
+        last = states[-1]
+        needs = torch.baddbmm(right[chunk], asks[chunk], last, alpha=-1, out=work.onto(right[chunk]))
+        found.append(torch.bmm(inverse[chunk], needs, out=None if into is None else into[chunk]))
+        out = None if place is None else place[chunk + 1]
+        kept = last if total is None else torch.mul(last, total[chunk], out=out)
+        states.append(torch.baddbmm(kept, writes[chunk].mT, found[-1], out=out))
+    if place is None:
+        return torch.cat(found), torch.stack(states)
+    return u, place
+
+
+def solved_back(
+    ds: Tensor, d_u: Tensor, pushed: Tensor, rate: Tensor, inverse: Tensor, xe: Tensor, ke: Tensor, edges: Edges,
+    chunks: int, work: Workspace, place: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Backward of `solved`: from d_u and `pushed`, what outputs say of u and of the states before chunks, and ds of
+    the last state, the gradient of the right sides and those of all states. d_u is used up."""
+    asks, writes = _asks_and_writes(xe, ke, rate, edges, work)
+    d_right = work("d_right", *d_u.shape)
+    into = None if d_right is None else d_right.unflatten(0, (chunks, -1))
+    asks, writes, d_u, pushed, inverse = (t.unflatten(0, (chunks, -1)) for t in (asks, writes, d_u, pushed, inverse))
+    total = None if edges.total is None else edges.total.unflatten(0, (chunks, -1))
+    states, found = [ds if place is None else place[chunks]], []
+    for chunk in range(chunks - 1, -1, -1):
+        last = states[-1]
+        whole = torch.baddbmm(d_u[chunk], writes[chunk], last, out=work.onto(d_u[chunk]))
+        found.append(torch.bmm(inverse[chunk].mT, whole, out=None if into is None else into[chunk]))
+        out = None if place is None else place[chunk]
+        if total is None:
+            kept = torch.add(pushed[chunk], last, out=out)
+        else:
+            kept = torch.addcmul(pushed[chunk], last, total[chunk], out=out)
+        states.append(torch.baddbmm(kept, asks[chunk].mT, found[-1], alpha=-1, out=out))
+    if place is None:
+        return torch.cat(found[::-1]), torch.stack(states[::-1])
+    return d_right, place
+
+
+def _asks_and_writes(xe: Tensor, ke: Tensor, rate: Tensor, edges: Edges, work: Workspace) -> tuple[Tensor, Tensor]:
+    """Of the delta rule, keys as they read the state before the chunk, and as they write to the one after it."""
+    rate = rate if edges.since is None else rate * edges.since
+    asks = torch.mul(xe[:, :, 1], rate, out=work("asks", *ke.shape))
+    return asks, ke if edges.until is None else torch.mul(ke, edges.until, out=work("writes", *ke.shape))
+
+
+def unit_lower_inverse(lower: Tensor) -> Tensor:
+    """The inverse of I + lower, lower (n,C,C) strictly lower triangular, C a power of two: blocks of 1, 2, 4, ... are
+    joined by [[A, 0], [B, D]]^-1 = [[A^-1, 0], [-D^-1 B A^-1, D^-1]]. As stable as substitution, and all products."""
+    n, size, _ = lower.shape
+    inverse = torch.eye(size, dtype=lower.dtype, device=lower.device).repeat(n, 1, 1)
+    block = 1
+    while block < size:
+        count = size // (2 * block)
+        shape = (n, count, 2, block, count, 2, block)
+        cross = lower.view(shape)[:, :, 1, :, :, 0].diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+        if block > 1:
+            blocks = inverse.view(shape).diagonal(dim1=1, dim2=4).permute(0, 5, 1, 3, 2, 4)
+            early = blocks[:, :, 0, 0].reshape(n * count, block, block)
+            late = blocks[:, :, 1, 1].reshape(n * count, block, block)
+            cross = torch.bmm(torch.bmm(late, cross.reshape(n * count, block, block)), early)
+        target = inverse.view(shape)[:, :, 1, :, :, 0].diagonal(dim1=1, dim2=3)
+        target.copy_(-cross.reshape(n, count, block, block).permute(0, 2, 3, 1))
+        block *= 2
+    return inverse
