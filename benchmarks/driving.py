@@ -4,6 +4,7 @@ Each row is first compared with the definition (or its peer with ours) on a smal
 counts as failed. What is left is timed in turn in one process: one round of warm-up, then round after round, a call
 taking part until it has had its time, three times at least; a call too slow for that has fewer timings, down to that of
 its warm-up, and the table's column `timings` says so. Forward + backward takes the gradients of all inputs and weights.
+The C library keeps what is freed meanwhile (`keep_freed_memory`), for all calls alike.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from comparing import BOTH, STEP, TOLERANCE, Row
 
 from formwright.bench.measure import LEAST, spread
-from formwright.bench.memory import peak_memory
+from formwright.bench.memory import keep_freed_memory, peak_memory
 from formwright.race import machine
 
 COLUMNS = (
@@ -62,6 +63,7 @@ def in_rounds(
     """Seconds of each call, in turn: `repeats` rounds after one of warm-up, fewer (but three) for a call that has had
     `seconds`. A call whose warm-up alone took more than three times that has this one timing. settled: each is called
     once more before it is timed, or short calls would be told apart by whose weights the call before left in cache."""
+    keep_freed_memory()
     times: dict[str, list[float]] = {name: [] for name in calls}
     warm = {name: _clock(call) for name, call in calls.items()}
     for done in range(max(repeats, LEAST)):

@@ -2,7 +2,8 @@
 
 The rules: warm up first; synchronise the device; evaluation mode, no gradient graph; prefill and decode apart; the
 state counted whole; medians with quartiles, never single runs; the machine's load written beside them. Things compared
-are timed side by side in one process, in turn (`in_turn`): times of two processes compare two moods of a machine.
+are timed side by side in one process, in turn (`in_turn`): times of two processes compare two moods of a machine. The
+C library keeps freed memory meanwhile, or large tensors would be timed by how long the kernel takes to clear pages.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from formwright.bench.memory import peak_memory
+from formwright.bench.memory import keep_freed_memory, peak_memory
 from formwright.contract import Embed, state_bytes
 from formwright.ops.attention import SDPA_FLOPS
 
@@ -36,6 +37,7 @@ def in_turn(
 ) -> dict[str, list[float]]:
     """Seconds of each call, timed round after round (a, b, c, a, b, c, ...) after two rounds of warm-up: `repeats`
     rounds, fewer (but three) once `seconds` have passed. What `before` holds for a call is done, untimed, before it."""
+    keep_freed_memory()
     times: dict[str, list[float]] = {name: [] for name in calls}
     first = before or {}
     for _ in range(WARM_UP):

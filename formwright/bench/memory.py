@@ -32,6 +32,7 @@ STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of glibc's mallopt
 KIB = 1024
+MOST = 2**31 - 1  # the largest number that mallopt takes
 
 
 def peak_memory(call: Callable[[], object], device: str | torch.device = "cpu", *, warm_up: bool = True) -> int | None:
@@ -76,6 +77,16 @@ def _return_free_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next call, before times are taken. Else it gives blocks of 32 MiB and more
+    back at once, and what is timed of a call that needs such ones is to a good part the kernel's zeroing of new pages:
+    a step in the growth with N, wherever tensors come to be as large. Other C libraries are left as they are."""
+    options = getattr(ctypes.CDLL(None), "mallopt", None)
+    if options is not None:
+        options(MMAP_THRESHOLD, MOST)
+        options(TRIM_THRESHOLD, MOST)
 
 
 @contextlib.contextmanager

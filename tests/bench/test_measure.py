@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import resource
+import sys
 import time
 
 import pytest
@@ -112,6 +114,22 @@ def test_calls_are_timed_in_turn_and_told_apart():
     assert measure.spread(times["slow"])["milliseconds"] >= 20 > measure.spread(times["fast"])["milliseconds"]
     assert len(measure.in_turn(calls, repeats=50, seconds=0.0)["slow"]) == 3
     assert measure.spread([0.001, 0.002, 0.003, 0.004, 0.005]) == {"milliseconds": 3, "low": 2, "high": 4}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how glibc keeps freed memory")
+def test_large_tensors_are_not_timed_by_the_clearing_of_pages():
+    faults = []
+
+    def large() -> None:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(16 * MEGABYTE)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+    with memory._blocks_apart():
+        large()
+    assert faults.pop() >= 64 * MEGABYTE // resource.getpagesize()
+    measure.in_turn({"large": large}, repeats=30)
+    assert max(faults[-10:]) < 1000  # the heap may have grown a few times before
 
 
 def needs_high_water():
