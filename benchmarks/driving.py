@@ -4,7 +4,8 @@ Each row is first compared with the definition (or its peer with ours) on a smal
 counts as failed. What is left is timed in turn in one process: one round of warm-up, then round after round, a call
 taking part until it has had its time, three times at least; a call too slow for that has fewer timings, down to that of
 its warm-up, and the table's column `timings` says so. Forward + backward takes the gradients of all inputs and weights.
-The C library keeps what is freed meanwhile (`keep_freed_memory`), for all calls alike.
+The C library keeps what is freed meanwhile (`keep_freed_memory`), for all calls alike; not in one-token steps, where
+the memory of a cache that grows is part of the matter.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def in_rounds(
     """Seconds of each call, in turn: `repeats` rounds after one of warm-up, fewer (but three) for a call that has had
     `seconds`. A call whose warm-up alone took more than three times that has this one timing. settled: each is called
     once more before it is timed, or short calls would be told apart by whose weights the call before left in cache."""
-    keep_freed_memory()
+    keep_freed_memory(not settled)
     times: dict[str, list[float]] = {name: [] for name in calls}
     warm = {name: _clock(call) for name, call in calls.items()}
     for done in range(max(repeats, LEAST)):

@@ -79,14 +79,15 @@ def _return_free_memory() -> None:
         trim(0)
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(keep: bool = True) -> None:
     """Have glibc keep what is freed for the next call, before times are taken. Else it gives blocks of 32 MiB and more
-    back at once, and what is timed of a call that needs such ones is to a good part the kernel's zeroing of new pages:
-    a step in the growth with N, wherever tensors come to be as large. Other C libraries are left as they are."""
+    back at once (`keep=False`: again), and what is timed of a call that needs such ones is to a good part the kernel's
+    clearing of new pages: a step in the growth with N, wherever tensors come to be as large. Other C libraries are left
+    as they are."""
     options = getattr(ctypes.CDLL(None), "mallopt", None)
     if options is not None:
-        options(MMAP_THRESHOLD, MOST)
-        options(TRIM_THRESHOLD, MOST)
+        options(MMAP_THRESHOLD, MOST if keep else 32 * KIB * KIB)
+        options(TRIM_THRESHOLD, MOST if keep else 64 * KIB * KIB)
 
 
 @contextlib.contextmanager
@@ -100,8 +101,7 @@ def _blocks_apart() -> Iterator[None]:
     try:
         yield
     finally:
-        options(MMAP_THRESHOLD, 32 * KIB * KIB)
-        options(TRIM_THRESHOLD, 64 * KIB * KIB)
+        keep_freed_memory(False)
 
 
 def _reset_high_water() -> bool:
