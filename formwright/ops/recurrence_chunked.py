@@ -56,8 +56,8 @@ def forward_tiles(
             added = torch.bmm(writes.mT, u, out=None if place is None else place[1:].flatten(0, 1))
             states = passed_on(s, added, edges.total, tile.chunks, place)
         else:
-            system = torch.mul(scores[:, :, 1], rate, out=work("system", n, size, size)).tril_(-1)
-            inverse = unit_lower_inverse(system)
+            system = torch.mul(scores[:, :, 1], rate, out=None if keep else work("system", n, size, size))
+            inverse = unit_lower_inverse(system, out=work.onto(system))
             u, states = solved(s, values, rate, inverse, xe, ke, edges, tile.chunks, work, place)
         s, before = states[-1], states[:-1].flatten(0, 1)
         # The decays between tokens are used up: where shapes agree, their memory serves again.
@@ -164,7 +164,13 @@ def backward_tiles(
             d_values = torch.baddbmm(d_u, writes, d_after, out=work.onto(d_u))
             seen = seen.unsqueeze(2)
         else:
-            seen = dy if since is None else torch.mul(dy, since, out=work("seen", *dy.shape))
+            both = work("seen", n, size, 2, values.shape[2])  # for what reads as a query, and as a key
+            if both is None:
+                seen = dy if since is None else dy * since
+            elif since is None:
+                seen = both[:, :, 0].copy_(dy)
+            else:
+                seen = torch.mul(dy, since, out=both[:, :, 0])
             pushed = torch.bmm(xe[:, :, 0].mT, seen, out=None if place is None else place[:-1].flatten(0, 1))
             d_right, d_states = solved_back(
                 ds, d_u, pushed, rate, inverse, xe, ke, edges, tile.chunks, work, place
@@ -179,8 +185,12 @@ def backward_tiles(
             _store(d_beta, (d_right * error).sum(-1) + (d_system * scores[:, :, 1]).sum(-1), tile)
             d_queried = torch.bmm(dy, u.mT, out=work("d_queried", n, size, size))
             d_scores = torch.stack((d_queried, rate * d_system), 2, out=work("d_scores", n, size, 2, size))
-            asked = d_values if since is None else d_values * since
-            seen = torch.stack((seen, -asked), 2, out=work("seen both", n, size, 2, values.shape[2]))
+            lost = -rate if since is None else -rate * since
+            if both is None:
+                seen = torch.stack((seen, d_right * lost), 2)
+            else:
+                torch.mul(d_right, lost, out=both[:, :, 1])
+                seen = both
         _store(dv, d_values, tile)
         ds, flat = d_states[0], seen.flatten(1, 2)
         sent = u if until is None else torch.mul(u, until, out=work.onto(u))
@@ -188,7 +198,7 @@ def backward_tiles(
         d_ke = torch.bmm(sent, d_after.mT, out=work("d_ke", n, size, width))
         dx, d_keys = within_chunk_backward(x, keys, d_scores, d_xe, d_ke, context, work)
         if log_decay is not None:
-            flow = torch.mul(x, dx, out=work.onto(x))
+            flow = torch.mul(x, dx, out=work.onto(x) if reads == 1 else work("flow", *x.shape))
             flow = flow.squeeze(2) if reads == 1 else flow.sum(2)
             flow = flow.addcmul_(keys, d_keys, value=-1)
             meet = torch.mul(after, d_after, out=work("meet", *after.shape))
@@ -204,12 +214,18 @@ def backward_tiles(
     return dq, dk, dv, d_decay, d_beta, d_state
 
 
-def _rows(t: Tensor, tile: Tile, size: int, work: Workspace, name: str, scale: float = 1.0) -> Tensor:
-    """A tile of scale * t, t (B,N,H) or (B,N,H,E), as (n, C) or (n, C, E), filled up with zeros to `size` tokens."""
+def _rows(
+    t: Tensor, tile: Tile, size: int, work: Workspace, name: str, scale: float = 1.0, into: Tensor | None = None
+) -> Tensor:
+    """A tile of scale * t, t (B,N,H) or (B,N,H,E), as (n, C) or (n, C, E), filled up with zeros to `size` tokens; in
+    the memory of that name, or in `into`."""
     rows = t[tile.row : tile.row_end, tile.start : tile.stop].unflatten(1, (tile.chunks, -1))
     rows = rows.permute(1, 0, 3, 2, *range(4, rows.ndim))
     tokens = rows.shape[3]
-    out = work(name, *rows.shape[:3], size, *rows.shape[4:])
+    if into is None:
+        out = work(name, *rows.shape[:3], size, *rows.shape[4:])
+    else:
+        out = into.unflatten(0, rows.shape[:3])
     if out is None:
         rows = (rows.to(work.dtype) * scale).flatten(0, 2)
         missing = size - tokens
@@ -233,15 +249,20 @@ def _load(q, k, v, log_decay, beta, scale, tile, work):
     size = tile.size
     if beta is not None or (log_decay is not None and log_decay.ndim == 4):
         size = padded_size(size)
-    queries = _rows(q, tile, size, work, "q", scale)
-    keys = _rows(k, tile, size, work, "k")
     values = _rows(v, tile, size, work, "v")
     diagonal = log_decay is not None and log_decay.ndim == 4
     decay = _rows(log_decay, tile, size, work, "decay") if diagonal else None
     if beta is None:
-        return queries.unsqueeze(2), keys, values, decay, None
-    x = torch.stack((queries, keys), 2, out=work("x", *queries.shape[:2], 2, queries.shape[2]))
-    return x, keys, values, decay, _rows(beta, tile, size, work, "beta")[..., None]
+        x = _rows(q, tile, size, work, "q", scale).unsqueeze(2)
+        return x, _rows(k, tile, size, work, "k"), values, decay, None
+    rate = _rows(beta, tile, size, work, "beta")[..., None]
+    x = work("x", *values.shape[:2], 2, q.shape[3])
+    if x is None:
+        x = torch.stack((_rows(q, tile, size, work, "q", scale), _rows(k, tile, size, work, "k")), 2)
+    else:
+        _rows(q, tile, size, work, "q", scale, into=x[:, :, 0])
+        _rows(k, tile, size, work, "k", into=x[:, :, 1])
+    return x, x[:, :, 1], values, decay, rate
 
 
 def _store(out: Tensor, rows: Tensor, tile: Tile) -> None:

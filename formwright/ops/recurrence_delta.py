@@ -76,22 +76,25 @@ def _asks_and_writes(xe: Tensor, ke: Tensor, rate: Tensor, edges: Edges, work: W
     return asks, ke if edges.until is None else torch.mul(ke, edges.until, out=work("writes", *ke.shape))
 
 
-def unit_lower_inverse(lower: Tensor) -> Tensor:
-    """The inverse of I + lower, lower (n,C,C) strictly lower triangular, C a power of two: blocks of 1, 2, 4, ... are
-    joined by [[A, 0], [B, D]]^-1 = [[A^-1, 0], [-D^-1 B A^-1, D^-1]]. As stable as substitution, and all products."""
+def unit_lower_inverse(lower: Tensor, out: Tensor | None = None) -> Tensor:
+    """The inverse of I + the strictly lower part of `lower` (n,C,C), which is 0 above its diagonal, C a power of two;
+    `out` may be `lower` itself. Blocks of 1, 2, 4, ... are joined by [[A, 0], [B, D]]^-1 = [[A^-1, 0], [-D^-1 B A^-1,
+    D^-1]]. As stable as substitution, and all products."""
     n, size, _ = lower.shape
-    inverse = torch.eye(size, dtype=lower.dtype, device=lower.device).repeat(n, 1, 1)
+    inverse = lower.clone() if out is None else out
+    inverse.diagonal(dim1=1, dim2=2).fill_(1)
     block = 1
     while block < size:
         count = size // (2 * block)
-        shape = (n, count, 2, block, count, 2, block)
-        cross = lower.view(shape)[:, :, 1, :, :, 0].diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
-        if block > 1:
-            blocks = inverse.view(shape).diagonal(dim1=1, dim2=4).permute(0, 5, 1, 3, 2, 4)
-            early = blocks[:, :, 0, 0].reshape(n * count, block, block)
-            late = blocks[:, :, 1, 1].reshape(n * count, block, block)
-            cross = torch.bmm(torch.bmm(late, cross.reshape(n * count, block, block)), early)
-        target = inverse.view(shape)[:, :, 1, :, :, 0].diagonal(dim1=1, dim2=3)
-        target.copy_(-cross.reshape(n, count, block, block).permute(0, 2, 3, 1))
+        halves = inverse.view(n, count, 2, block, count, 2, block)
+        # (n, block, block, count): what stands in the lower left of each pair of blocks.
+        target = halves[:, :, 1, :, :, 0].diagonal(dim1=1, dim2=3)
+        if block == 1:
+            target.neg_()
+        else:
+            blocks = halves.diagonal(dim1=1, dim2=4).permute(0, 5, 1, 3, 2, 4)
+            early, late = blocks[:, :, 0, 0].flatten(0, 1), blocks[:, :, 1, 1].flatten(0, 1)
+            cross = torch.bmm(torch.bmm(late, target.permute(0, 3, 1, 2).flatten(0, 1)), early)
+            target.copy_(cross.neg_().view(n, count, block, block).permute(0, 2, 3, 1))
         block *= 2
     return inverse
