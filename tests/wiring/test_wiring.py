@@ -28,6 +28,7 @@ CAUSAL = [
     "2*attention(heads=2)",
     "prenorm(attention(heads=2) + mlp, norm=layernorm) >> layernorm >> mlp",
     "share_positions(2*(attention(heads=2, position=t5_bias) + mlp))",
+    "attention(heads=2) >> of_input(2*(static_attention(heads=2) + swiglu))",
 ]
 SELF = [
     *CAUSAL,
@@ -193,3 +194,24 @@ def test_the_source_is_worked_through_once_when_decoding():
     kept = 2 * 2 * 2 * 9 * 12 * 8  # layers, k and v, rows, tokens, one head of 12, in float64
     assert state_bytes(state["stack"]["target"]) == kept
     assert model.cost((5,), batch=2).state_bytes == kept + 2 * 9 * 24 * 8
+
+
+def test_static_attention_weighs_by_what_came_in():
+    model, x = make("of_input(mlp >> static_attention(heads=2))").double(), tokens(1, 9)
+    (static,) = [m for m in model.modules() if type(m).__name__ == "StaticAttention"]
+    seen = []
+    static.query.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    static.value.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model(x)
+    came_in = model.embed(x)
+    torch.testing.assert_close(seen[0], static.norm(came_in[0] if isinstance(came_in, tuple) else came_in))
+    assert not torch.allclose(seen[1], seen[0])
+
+
+def test_static_attention_says_what_it_wants():
+    with pytest.raises(ValueError, match=r"write for example of_input\("):
+        make("static_attention(heads=2)")(tokens(1, 5))
+    with pytest.raises(ValueError, match="let nothing in between change them"):
+        make("of_input(skip(downsample(2) >> static_attention(heads=2) >> upsample(2)))")(tokens(1, 6))
+    with pytest.raises(BuildProblem, match="in the place of a source"):
+        make("encoder_decoder(attention + mlp, of_input(attention + cross(attention) + mlp))")
