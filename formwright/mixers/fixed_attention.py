@@ -6,8 +6,8 @@
 Weights are learned, but the same for all inputs: a test of what dependence on the sequence is worth. The scores of a
 place are computed once for all rows of a batch, and decoding keeps one row of keys for all. In the paper (RndEmbQK) the
 embeddings pass through the model's own layers below; here each layer has embeddings of its own. Its other ablations are
-parts as well: `static_attention` (by what the tokens are, not by what layers made of them), `elementwise_attention` (not
-a product of queries and keys) and `based` (the exponential's series); for the one without any mixing write `swiglu` in
+parts as well: `static_attention` (by what the tokens are, not by what layers made of them), `elementwise_attention` (no
+product of queries and keys) and `based` (the exponential's series); for the one without any mixing write `swiglu` in
 attention's place.
 Deconstructing Attention: Investigating Design Principles for Effective Language Modeling, arXiv 2510.11602, 2025.
 """
