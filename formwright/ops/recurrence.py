@@ -153,7 +153,7 @@ def _chunk_macs(size: int, key: int, value: int, log_decay: str | None, beta: bo
     scores = size * size * key * reads
     if log_decay == "diagonal":
         scores = sum(size // 2 * 2**j * key * reads for j in joins if j > 0)
-    inverse = sum(size * 4**j for j in joins if j > 0) + size * size * value if beta else 0
+    inverse = sum(size * 4**j for j in joins if j > 1) + size * size * value if beta else 0
     return scores + inverse + size * size * value + (reads + 1) * size * key * value
 
 

@@ -56,7 +56,7 @@ def forward_tiles(
             added = torch.bmm(writes.mT, u, out=None if place is None else place[1:].flatten(0, 1))
             states = passed_on(s, added, edges.total, tile.chunks, place)
         else:
-            system = torch.mul(scores[:, :, 1], rate, out=None if keep else work("system", n, size, size))
+            system = torch.mul(scores[:, :, 1], -rate, out=None if keep else work("system", n, size, size))
             inverse = unit_lower_inverse(system, out=work.onto(system))
             u, states = solved(s, values, rate, inverse, xe, ke, edges, tile.chunks, work, place)
         s, before = states[-1], states[:-1].flatten(0, 1)

@@ -77,24 +77,26 @@ def _asks_and_writes(xe: Tensor, ke: Tensor, rate: Tensor, edges: Edges, work: W
 
 
 def unit_lower_inverse(lower: Tensor, out: Tensor | None = None) -> Tensor:
-    """The inverse of I + the strictly lower part of `lower` (n,C,C), which is 0 above its diagonal, C a power of two;
-    `out` may be `lower` itself. Blocks of 1, 2, 4, ... are joined by [[A, 0], [B, D]]^-1 = [[A^-1, 0], [-D^-1 B A^-1,
-    D^-1]]. As stable as substitution, and all products."""
+    """The inverse of I - `lower` (n,C,C), of which what lies below the diagonal counts and nothing lies above it, C a
+    power of two; `out` may be `lower` itself. Blocks of 4 by substitution; blocks of 4, 8, ... are joined by [[A, 0],
+    [-B, D]]^-1 = [[A^-1, 0], [D^-1 B A^-1, D^-1]]. As stable as substitution, and nearly all products."""
     n, size, _ = lower.shape
     inverse = lower.clone() if out is None else out
     inverse.diagonal(dim1=1, dim2=2).fill_(1)
-    block = 1
+    block = min(4, size)
+    small = inverse.view(n, size // block, block, size // block, block).diagonal(dim1=1, dim2=3)
+    for row in range(2, block):
+        for column in range(row - 1):
+            for between in range(column + 1, row):
+                small[:, row, column].addcmul_(small[:, row, between], small[:, between, column])
     while block < size:
         count = size // (2 * block)
         halves = inverse.view(n, count, 2, block, count, 2, block)
         # (n, block, block, count): what stands in the lower left of each pair of blocks.
         target = halves[:, :, 1, :, :, 0].diagonal(dim1=1, dim2=3)
-        if block == 1:
-            target.neg_()
-        else:
-            blocks = halves.diagonal(dim1=1, dim2=4).permute(0, 5, 1, 3, 2, 4)
-            early, late = blocks[:, :, 0, 0].flatten(0, 1), blocks[:, :, 1, 1].flatten(0, 1)
-            cross = torch.bmm(torch.bmm(late, target.permute(0, 3, 1, 2).flatten(0, 1)), early)
-            target.copy_(cross.neg_().view(n, count, block, block).permute(0, 2, 3, 1))
+        blocks = halves.diagonal(dim1=1, dim2=4).permute(0, 5, 1, 3, 2, 4)
+        early, late = blocks[:, :, 0, 0].flatten(0, 1), blocks[:, :, 1, 1].flatten(0, 1)
+        cross = torch.bmm(torch.bmm(late, target.permute(0, 3, 1, 2).flatten(0, 1)), early)
+        target.copy_(cross.view(n, count, block, block).permute(0, 2, 3, 1))
         block *= 2
     return inverse
