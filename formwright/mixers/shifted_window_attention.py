@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from formwright.contract import Card, Cost, Layout, TokenMixer, parameter_count, per_sequence, split_heads
 from formwright.mixers.grids import Sizes, by_axis, no_prefix, of_rank, pieces, whole_bias
 from formwright.ops.attention import attention
-from formwright.ops.grid_tiles import Tiles, macs, over_grid, relative_bias, tiled_attention, windows
+from formwright.ops.grid_tiles import Tiles, in_slots, macs, over_grid, relative_bias, tiled_attention, windows
 from formwright.ops.masks_grid import GridWindows
 from formwright.parts import register
 
@@ -81,7 +81,9 @@ class ShiftedWindowAttention(TokenMixer):
             return per_sequence(self, x, layout)
         tiles = self._tiles(layout, x.device)
         bias = relative_bias(self.table, tiles, self._centre)
-        return self.out(tiled_attention(*self._heads(x), tiles, bias=bias).flatten(2))
+        moved = tiles.reorders
+        x = in_slots(x, tiles) if moved else x
+        return self.out(tiled_attention(*self._heads(x), tiles, bias=bias, moved=moved).flatten(2))
 
     def reference(
         self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None

@@ -52,6 +52,16 @@ class Tiles:
         """T t e, the number of scores of one head."""
         return self.queries.numel() * self.keys.shape[1]
 
+    @property
+    def place(self) -> Tensor:
+        """(length,) where a token's output stands among the slots of all tiles."""
+        return self.tile * self.queries.shape[1] + self.slot
+
+    @property
+    def reorders(self) -> bool:
+        """Whether the slots of all tiles are the tokens in another order, each once."""
+        return self.keys is self.queries and self.queries.numel() == self.length and not self.whole
+
 
 def lines(length: int, device: torch.device | None = None) -> Tiles:
     """One tile: everybody reads everybody along the axis."""
@@ -174,32 +184,42 @@ def relative_bias(table: Tensor, tiles: Tiles, centre: Sequence[int]) -> Tensor:
     return table.flatten(1)[:, index]
 
 
+def in_slots(x: Tensor, tiles: Tiles) -> Tensor:
+    """Tokens x (B, N, ...) in the slots of tiles, one tile after another: (B, T t, ...)."""
+    return _Moved.apply(x, tiles.queries.flatten(), tiles.place)
+
+
 def tiled_attention(
-    q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, *, bias: Tensor | None = None, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tiles: Tiles,
+    *,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    moved: bool = False,
 ) -> Tensor:
     """Softmax attention of q, k (B, N, H, K), v (B, N, H, V) within tiles, bias (H, t, e) -> (B, N, H, V).
 
-    Memory is linear in N. A bias that learns makes the gradient keep the weights, N e H of them.
+    Memory is linear in N. A bias that learns makes the gradient keep the weights, N e H of them. `moved` says that q, k
+    and v are those of `in_slots` already: where the tiles only reorder tokens (`reorders`), what they are made of is
+    moved sooner than they are.
 
     Raises ValueError where the tiles were made for another number of tokens."""
-    if q.shape[1] != tiles.length:
+    if q.shape[1] != (tiles.queries.numel() if moved else tiles.length):
         raise ValueError(f"tiled_attention: tiles of {tiles.length} tokens were given {q.shape[1]} tokens")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if tiles.whole:
         o = _attend(*(x.transpose(1, 2)[:, None] for x in (q, k, v)), tiles.allowed, bias, scale)
         return o[:, 0].transpose(1, 2)
-    queries = tiles.queries.shape[1]
-    place = tiles.tile * queries + tiles.slot
     once = tiles.keys is tiles.queries
-    q = _Moved.apply(q, tiles.queries.flatten(), place).unflatten(1, tiles.queries.shape).transpose(2, 3)
-    k, v = (
-        (_Moved.apply(x, tiles.keys.flatten(), place) if once else x.index_select(1, tiles.keys.flatten()))
-        .unflatten(1, tiles.keys.shape)
-        .transpose(2, 3)
-        for x in (k, v)
-    )  # (B, T, H, t | e, width)
+    if not moved:
+        q = in_slots(q, tiles)
+        k, v = (in_slots(x, tiles) if once else x.index_select(1, tiles.keys.flatten()) for x in (k, v))
+    q = q.unflatten(1, tiles.queries.shape).transpose(2, 3)
+    k, v = (x.unflatten(1, tiles.keys.shape).transpose(2, 3) for x in (k, v))  # (B, T, H, t | e, width)
     o = _attend(q, k, v, tiles.allowed, bias, scale).transpose(2, 3).flatten(1, 2)
-    return o.index_select(1, place)
+    return o.index_select(1, tiles.place)
 
 
 class _Moved(torch.autograd.Function):
@@ -228,14 +248,15 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, bias: Tenso
 
 def _biased(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, bias: Tensor, scale: float) -> Tensor:
     b, count, heads, queries, _ = q.shape
-    step = max(1, SCORES // (b * heads * queries * k.shape[3]))
-    q, out = q * scale, []
+    step, out = max(1, SCORES // (b * heads * queries * k.shape[3])), []
     for start in range(0, count, step):
         here = slice(start, start + step)
-        scores = q[:, here] @ k[:, here].transpose(3, 4)
-        scores = (scores.float() if scores.dtype in HALF else scores) + bias
-        if allowed is not None:
-            scores = scores.masked_fill_(~allowed[here, None], -math.inf)
+        # Masked before the rows of a batch share it: they are many.
+        seen = bias if allowed is None else bias.masked_fill(~allowed[here, None], -math.inf)
+        left, right = q[:, here], k[:, here].transpose(3, 4)
+        products = left.new_empty(1).expand(1, queries, k.shape[3])  # with beta=0 nothing but a shape
+        scores = torch.baddbmm(products, left.flatten(0, 2), right.flatten(0, 2), beta=0, alpha=scale)
+        scores = (scores.float() if scores.dtype in HALF else scores).unflatten(0, left.shape[:3]) + seen
         out.append(scores.softmax(-1).to(v.dtype) @ v[:, here])
     return out[0] if len(out) == 1 else torch.cat(out, 1)
 

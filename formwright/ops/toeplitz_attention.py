@@ -28,7 +28,7 @@ from formwright.ops.convolution import fft_size
 
 BACKENDS = ("auto", "reference", "dense", "fft")
 FEW = 64  # queries
-TILE = 2**18  # numbers transformed at once
+TILE = 2**20  # numbers transformed at once
 
 
 def toeplitz_attention(q: Tensor, k: Tensor, v: Tensor, weights: Tensor, *, backend: str = "auto") -> Tensor:
