@@ -27,7 +27,7 @@ transformers = pytest.importorskip("transformers", reason="parity needs transfor
 
 # A token alone attends to itself, whatever queries and keys are: two are the fewest that tell.
 BATCH, LENGTHS, LAYER = 2, [2, 61, 150], 2
-LATENT = {"heads": 4, "head_dim": 8, "value_dim": 12, "rank": 20, "rope_dim": 6}
+LATENT = {"heads": 4, "head_dim": 8, "value_dim": 12, "kv_rank": 20, "rope_dim": 6}
 
 
 def angles(n: int, channels: int) -> Tensor:
