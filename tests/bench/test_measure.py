@@ -127,7 +127,8 @@ def test_large_tensors_are_not_timed_by_the_clearing_of_pages():
 
     with memory._blocks_apart():
         large()
-    assert faults.pop() >= 64 * MEGABYTE // resource.getpagesize()
+    if faults.pop() < 64 * MEGABYTE // resource.getpagesize():
+        pytest.skip("the kernel gives larger pages than its usual ones, or the C library isn't glibc")
     measure.in_turn({"large": large}, repeats=30)
     assert max(faults[-10:]) < 1000  # the heap may have grown a few times before
 
