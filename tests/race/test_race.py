@@ -309,5 +309,6 @@ def test_widths_of_equal_measured_time(tmp_path):
     loaded = load(tmp_path, small_race(tmp_path, ["attention", "pooling"], events=events, **options))
     attention, pooling = loaded.contenders
     assert [t.status for c in (attention, pooling) for t in c.trials] == ["done", "done"]
-    assert pooling.dim >= attention.dim  # pooling is the faster at equal parameters
+    # Which width a busy machine's times ask for can't be said: tests/race/test_size.py gives times and looks at widths.
+    assert attention.params == pytest.approx(100_000, rel=0.05) and pooling.dim > 0
     assert [e["phase"] for e in events if e["event"] == "phase"] == ["size", "main"]
