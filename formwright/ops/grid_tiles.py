@@ -212,14 +212,15 @@ def tiled_attention(
     if tiles.whole:
         o = _attend(*(x.transpose(1, 2)[:, None] for x in (q, k, v)), tiles.allowed, bias, scale)
         return o[:, 0].transpose(1, 2)
-    once = tiles.keys is tiles.queries
+    place, once = tiles.place, tiles.keys is tiles.queries
     if not moved:
-        q = in_slots(q, tiles)
-        k, v = (in_slots(x, tiles) if once else x.index_select(1, tiles.keys.flatten()) for x in (k, v))
+        slots = tiles.queries.flatten()
+        q = _Moved.apply(q, slots, place)
+        k, v = (_Moved.apply(x, slots, place) if once else x.index_select(1, tiles.keys.flatten()) for x in (k, v))
     q = q.unflatten(1, tiles.queries.shape).transpose(2, 3)
     k, v = (x.unflatten(1, tiles.keys.shape).transpose(2, 3) for x in (k, v))  # (B, T, H, t | e, width)
     o = _attend(q, k, v, tiles.allowed, bias, scale).transpose(2, 3).flatten(1, 2)
-    return o.index_select(1, tiles.place)
+    return o.index_select(1, place)
 
 
 class _Moved(torch.autograd.Function):

@@ -72,8 +72,7 @@ def linear_recurrence(
         if chosen == "recurrent":
             return _recurrent(q, k, v, log_decay, beta, scale, state, None if offsets is None else bounds)
         chunk = chunk_size(q.shape[3], v.shape[3], beta is not None) if chosen == "chunked" else q.shape[1]
-        group = _group(q, v, chunk)
-        together = max(1, CACHED_ELEMENTS // (group * q.shape[2] * chunk * max(q.shape[3], v.shape[3])))
+        group, together = _together(q, v, chunk)
         tiles = tile_plan(q.shape[0], bounds, chunk, group, offsets is not None, together)
         inputs = (q, k, v, log_decay, beta, state, scale, tiles)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs[:6]):
@@ -180,12 +179,13 @@ def _kernels_refused(
     return None
 
 
-def _group(q: Tensor, v: Tensor, chunk: int) -> int:
-    """How many rows of the batch are computed together: on a CPU, as many as stay in cache."""
+def _together(q: Tensor, v: Tensor, chunk: int) -> tuple[int, int]:
+    """How many rows of the batch, and how many of their chunks, are computed together: as many as stay in a CPU's
+    caches; elsewhere all rows."""
     batch, _, heads, key = q.shape
-    if q.device.type != "cpu":
-        return batch
-    return max(1, min(batch, CACHED_ELEMENTS // (heads * chunk * max(key, v.shape[3]))))
+    one = heads * chunk * max(key, v.shape[3])
+    rows = max(1, min(batch, CACHED_ELEMENTS // one)) if q.device.type == "cpu" else batch
+    return rows, max(1, CACHED_ELEMENTS // (rows * one))
 
 
 def _bounds(tokens: int, offsets: Tensor | None) -> list[tuple[int, int]]:

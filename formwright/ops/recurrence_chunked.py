@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from formwright.ops.recurrence_delta import solved, solved_back, unit_lower_inverse
+from formwright.ops.recurrence_delta import carried, solved, solved_back, unit_lower_inverse
 from formwright.ops.recurrence_scores import running_sums, within_chunk, within_chunk_backward
 from formwright.ops.tiles import Tile, Workspace, padded_size
 
@@ -92,10 +92,7 @@ def passed_on(
     states = [s if place is None else place[chunks if back else 0]]
     for chunk in range(chunks - 1, -1, -1) if back else range(chunks):
         out = None if place is None else place[chunk + (not back)]
-        if total is None:
-            states.append(torch.add(added[chunk], states[-1], out=out))
-        else:
-            states.append(torch.addcmul(added[chunk], states[-1], total[chunk], out=out))
+        states.append(carried(states[-1], added[chunk], None if total is None else total[chunk], out))
     if place is not None:
         return place
     return torch.stack(states[::-1] if back else states)

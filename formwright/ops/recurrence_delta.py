@@ -17,6 +17,11 @@ from formwright.ops.recurrence_scores import Edges
 from formwright.ops.tiles import Workspace
 
 
+def carried(s: Tensor, added: Tensor, total: Tensor | None, out: Tensor | None) -> Tensor:
+    """total s + added: a state through one chunk, or its gradient back."""
+    return torch.add(added, s, out=out) if total is None else torch.addcmul(added, s, total, out=out)
+
+
 def solved(
     s: Tensor, values: Tensor, rate: Tensor, inverse: Tensor, xe: Tensor, ke: Tensor, edges: Edges, chunks: int,
     work: Workspace, place: Tensor | None,
@@ -59,10 +64,7 @@ def solved_back(
         whole = torch.baddbmm(d_u[chunk], writes[chunk], last, out=work.onto(d_u[chunk]))
         found.append(torch.bmm(inverse[chunk].mT, whole, out=None if into is None else into[chunk]))
         out = None if place is None else place[chunk]
-        if total is None:
-            kept = torch.add(pushed[chunk], last, out=out)
-        else:
-            kept = torch.addcmul(pushed[chunk], last, total[chunk], out=out)
+        kept = carried(last, pushed[chunk], None if total is None else total[chunk], out)
         states.append(torch.baddbmm(kept, asks[chunk].mT, found[-1], alpha=-1, out=out))
     if place is None:
         return torch.cat(found[::-1]), torch.stack(states[::-1])

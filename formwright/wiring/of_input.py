@@ -67,9 +67,6 @@ class OfInput(Wiring):
     def inner(self, layout: Layout) -> list[tuple[str, nn.Module, Layout]]:
         return [("", self.stack, layout)]
 
-    def cost(self, layout: Layout, batch: int = 1) -> Cost:
-        return self.stack.cost(layout, batch)
-
 
 @register
 class StaticAttention(Wiring):
