@@ -24,6 +24,7 @@ from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, pa
 from formwright.mixers.linear_attention import normalised, packed_lengths
 from formwright.mixers.sequences import first_state, learned_state, state_before
 from formwright.ops import recurrence
+from formwright.ops.tiles import compute_dtype
 from formwright.parts import register
 
 
@@ -92,10 +93,13 @@ class Based(TokenMixer):
 
     def _pairs(self, x: Tensor) -> Tensor:
         q, k, v = (rows.transpose(1, 2) for rows in self._heads(x))
-        s = q @ k.mT * self.feature_dim**-0.5
-        weights = (1 + s + s.square() / 2).tril()
-        o = weights @ v / (weights.sum(-1, keepdim=True) + self.eps)
-        return self.out(o.transpose(1, 2).flatten(2))
+        dtype = v.dtype
+        with torch.autocast(x.device.type, enabled=False):  # in float32, as the recurrence computes half precisions
+            q, k, v = (rows.to(compute_dtype(dtype)) for rows in (q, k, v))
+            s = q @ k.mT * self.feature_dim**-0.5
+            weights = (1 + s + s.square() / 2).tril()
+            o = weights @ v / (weights.sum(-1, keepdim=True) + self.eps)
+        return self.out(o.to(dtype).transpose(1, 2).flatten(2))
 
     def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Tensor:
         """The sums of phi(k) [v, 1]^T: (B, H, features, V+1)."""
