@@ -210,14 +210,14 @@ def _layer_row(name: str, peer: attention_peers.Peer) -> Row:
 
 
 def rows() -> list[Row]:
-    """Ops first, then layers, then what measures memory."""
+    """In this order for what the C library does with freed memory: its own way, kept, measured."""
     return [
+        *(_layer_row(name, peer) for name, peer in attention_peers.PEERS.items()),
         Row("normalisers", (FORWARD, BOTH), build_normalisers, gate_normalisers, batch=1),
         Row("window", (FORWARD, BOTH), build_window, gate_window, batch=1),
         Row("packed", (FORWARD, BOTH), build_packed, gate_packed, batch=len(SKEWED), lengths=(sum(SKEWED),)),
         Row("query heads", (FORWARD,), build_query_heads, dict, batch=1, joint=(8192, LONG)),
         Row("relative", (FORWARD,), build_relative, dict, batch=1, joint=(1024, 4096, 16384)),
         Row("prefix", (FORWARD, BOTH), build_prefix, gate_prefix, batch=BRANCHES),
-        *(_layer_row(name, peer) for name, peer in attention_peers.PEERS.items()),
         Row("memory", (BOTH,), build_memory, gate_normalisers, batch=1, joint=(8192, LONG), memory=True),
     ]

@@ -4,8 +4,8 @@ Each row is first compared with the definition (or its peer with ours) on a smal
 counts as failed. What is left is timed in turn in one process: one round of warm-up, then round after round, a call
 taking part until it has had its time, three times at least; a call too slow for that has fewer timings, down to that of
 its warm-up, and the table's column `timings` says so. Forward + backward takes the gradients of all inputs and weights.
-The C library keeps what is freed meanwhile (`keep_freed_memory`), for all calls alike; not in one-token steps, where
-the memory of a cache that grows is part of the matter.
+The C library keeps what is freed meanwhile (`keep_freed_memory`), for all calls alike; not where whole layers and
+one-token steps stand beside their peers, which are timed as their users run them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COLUMNS = (
     "share_of_matrix_product", "peak_bytes", "difference", "load", "reason",
 )  # fmt: skip
 Record = dict[str, Any]
-STEPS = 40  # rounds of one-token steps, which are short
+STEPS, SETTLED = 40, 4  # rounds of one-token steps, which are short, and untimed ones before each
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,17 @@ class Study:
     packages: tuple[str, ...] = ()
 
 
-def in_rounds(
-    calls: dict[str, Callable], repeats: int, seconds: float, settled: bool = False
-) -> dict[str, list[float]]:
+def in_rounds(calls: dict[str, Callable], repeats: int, seconds: float, settled: int = 0) -> dict[str, list[float]]:
     """Seconds of each call, in turn: `repeats` rounds after one of warm-up, fewer (but three) for a call that has had
     `seconds`. A call whose warm-up alone took more than three times that has this one timing. settled: each is called
-    once more before it is timed, or short calls would be told apart by whose weights the call before left in cache."""
-    keep_freed_memory(not settled)
+    so often before it is timed, or short calls would be told apart by what the call before left in the caches."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     warm = {name: _clock(call) for name, call in calls.items()}
     for done in range(max(repeats, LEAST)):
         for name, call in calls.items():
             if warm[name] > 3 * seconds or (done >= LEAST and sum(times[name]) > seconds):
                 continue
-            if settled:
+            for _ in range(settled):
                 call()
             times[name].append(_clock(call))
     return {name: found or [warm[name]] for name, found in times.items()}
@@ -104,7 +101,8 @@ def measure(row: Row, options: argparse.Namespace, rates: Callable | None) -> It
             records = [_left_out(row, work, n, tokens, why) for n, why in out.items()]
             load = os.getloadavg()[0]
             steps = work == STEP
-            times = in_rounds(calls, STEPS if steps else options.repeats, options.seconds, settled=steps)
+            keep_freed_memory(not (steps or row.whole))
+            times = in_rounds(calls, STEPS if steps else options.repeats, options.seconds, SETTLED if steps else 0)
             for name, found in times.items():
                 before[name] = (_tokens(name, tokens), min(found))
                 peak = peak_memory(calls[name], warm_up=False) if row.memory else None

@@ -12,6 +12,7 @@ from comparing import BATCH, BOTH, DIM, FORWARD, HEADS, LENGTHS, SMALL, WIDTH, C
 from torch import Tensor
 
 from formwright.ops import recurrence, scan, selective_scan
+from formwright.ops.gated_scan import gated_scan
 
 CHANNELS, STATES = 1024, 16
 FLOOR = "matrix product 2048^3"
@@ -157,6 +158,24 @@ def _selectives() -> dict[str, Callable[..., Tensor]]:
     return functions | {name: fn for name, (package, fn) in rest.items() if peers.missing(package) is None}
 
 
+def _rg_lru(*leaves: Tensor, backend: str = "auto") -> Tensor:
+    *inputs, param = leaves
+    return gated_scan(*inputs, -8 * F.softplus(param), fresh=True, backend=backend)[0]
+
+
+def _rg_lrus() -> dict[str, Callable[..., Tensor]]:
+    functions = {"rg_lru": _rg_lru, "plain loop": partial(_rg_lru, backend="reference")}
+    return functions | ({"hf: rg_lru": peers.rg_lru} if peers.missing("transformers") is None else {})
+
+
+def _rg_lru_inputs(tokens: int, channels: int = DIM) -> list[Tensor]:
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(tokens))
+    x, z = (draw(BATCH, tokens, channels) for _ in range(2))
+    width = channels // HEADS
+    gates = draw(HEADS, width, 2 * width) * width**-0.5, draw(HEADS, 1, 2 * width)
+    return [t.requires_grad_() for t in (x, z, *gates, draw(channels) - 4)]
+
+
 def _linears() -> dict[str, Callable[..., Tensor]]:
     def fast(a: Tensor, b: Tensor, backend: str = "auto") -> Tensor:
         return scan.linear_scan(a, b, backend=backend)[0]
@@ -210,6 +229,11 @@ def rows() -> list[Row]:
         Row(
             "linear_scan", (FORWARD, BOTH), partial(_build_scan, _linears, _linear_inputs),
             partial(_gate_scan, _linears, _linear_inputs), most={("plain loop", BOTH): 2048},
+        ),
+        Row(
+            "rg_lru", (FORWARD, BOTH), partial(_build_scan, _rg_lrus, _rg_lru_inputs),
+            partial(_gate_scan, _rg_lrus, _rg_lru_inputs),
+            most={("plain loop", BOTH): 2048, ("hf: rg_lru", BOTH): 2048}, needs={"hf: rg_lru": "transformers"},
         ),
         Row("growth", (FORWARD, BOTH), build_growth, gate_ops, joint=LENGTHS, memory=True),
     ]  # fmt: skip

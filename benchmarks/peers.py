@@ -1,9 +1,9 @@
 """What other libraries have for the same work, imported where they are installed and never copied.
 
 Hugging Face transformers: the delta rules' chunked forms, Mamba's scan, whole layers of width 512 with their weights
-carried over by tests/parity/pairs.py. mambapy: Mamba's parallel scan. flash-linear-attention: the naive forms that the
-package fla-core has beside its kernels, which are for GPUs. A layer is one of the four calls that `Layer` names; its
-state lives in their own cache.
+carried over by tests/parity/pairs.py; RecurrentGemma's RG-LRU. mambapy: Mamba's parallel scan.
+flash-linear-attention: the naive forms that the package fla-core has beside its kernels, which are for GPUs. A layer is
+one of the four calls that `Layer` names; its state lives in their own cache.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from formwright.contract import TokenMixer
@@ -91,6 +92,21 @@ def mamba_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Ten
     from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
     return mamba_selective_scan(u.mT, delta.mT, a, b.mT, c.mT).mT
+
+
+def rg_lru(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, param: Tensor) -> Tensor:
+    """Hugging Face's RG-LRU, one token after another, between the gates that ops.gated_scan computes too."""
+    from transformers.models.recurrent_gemma.modeling_recurrent_gemma import RecurrentGemmaConfig, RecurrentGemmaRglru
+
+    heads, width = weight.shape[:2]
+    config = RecurrentGemmaConfig(num_attention_heads=heads, lru_width=heads * width)
+    with torch.device("meta"):
+        unit = RecurrentGemmaRglru(config)
+    (w_i, w_r), (b_i, b_r) = weight.chunk(2, -1), bias.squeeze(1).chunk(2, -1)
+    given = {"input_gate_weight": w_i, "recurrent_gate_weight": w_r, "input_gate_bias": b_i, "recurrent_gate_bias": b_r}
+    places = torch.arange(x.shape[1]).expand(len(x), -1)
+    h = torch.func.functional_call(unit, given | {"recurrent_param": param}, (x, places))
+    return F.gelu(z, approximate="tanh") * h
 
 
 def mambapy_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:

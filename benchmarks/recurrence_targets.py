@@ -39,10 +39,11 @@ def _targets(timed: dict) -> Iterator[tuple[str, str, tuple[str, Callable], floa
     for peer, wanted, tokens in (("hf: mamba scan", 30, 512), ("plain loop", 1, 2048), ("mambapy: scan", 3, 2048)):
         found = ratio("selective_scan", BOTH, "selective scan", peer, tokens)
         yield "selective_scan", f"selective scan, {BOTH}, {tokens} tokens: against {peer}", least(wanted), found
+    found = ratio("rg_lru", BOTH, "rg_lru", "hf: rg_lru", 2048)
+    yield "rg_lru", f"RG-LRU, {BOTH}, 2048 tokens: against Hugging Face", least(30), found
     for name in ("rg_lru", "kda"):
-        for work in (FORWARD, BOTH):
-            found = ratio(f"mixer:{name}", work, name, f"hf: {name}", 2048)
-            yield f"mixer:{name}", f"whole layer {name}, {work}, 2048 tokens: against Hugging Face", least(30), found
+        found = ratio(f"mixer:{name}", BOTH, name, f"hf: {name}", 2048)
+        yield f"mixer:{name}", f"whole layer {name}, {BOTH}, 2048 tokens: against Hugging Face", least(30), found
     layers = sorted({row.partition(":")[2] for row, *_ in timed if row.startswith("mixer:")})
     for name in layers:
         cases = [(w, n) for row, w, call, n in timed if row == f"mixer:{name}" and call == name]

@@ -12,11 +12,14 @@ holds the last two; recurrence_triton.py the chunked form in kernels for CUDA.
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from formwright.ops.kernel_trial import not_now, trial
 from formwright.ops.recurrence_chunked import ChunkedRecurrence, forward_tiles
 from formwright.ops.recurrence_triton import insist, refusal, triton_recurrence
 from formwright.ops.tiles import compute_dtype, padded_size, tile_plan
@@ -50,8 +53,8 @@ def linear_recurrence(
                are (S,H,K,V)
     form       "recurrent", "parallel", "chunked", or "auto" (see `explain`)
     backend    "reference" computes the recurrent form by plain autograd; "torch" the form chosen; "triton" the
-               chunked form's CUDA kernels, which have run in Triton's interpreter alone so far, so that "auto" takes
-               the form in PyTorch (see `explain`)
+               chunked form's CUDA kernels; "auto" takes these on a GPU where they were right when they were first
+               tried there (kernel_trial.py), and the form in PyTorch elsewhere (see `explain`)
 
     Everything is differentiable, states included. Half precisions are computed in float32 (in the kernels with products
     in TF32). Raises ValueError for shapes, forms or backends that do not fit, and where backend="triton" can't compute
@@ -63,7 +66,9 @@ def linear_recurrence(
     if state is None:
         rows = q.shape[0] if offsets is None else len(bounds)
         state = q.new_zeros(rows, q.shape[2], q.shape[3], v.shape[3])
-    if _kernels_refused(q.device, q.dtype, q.shape[1], q.shape[3], v.shape[3], form, backend) is None:
+    kind = None if log_decay is None else "scalar" if log_decay.ndim == 3 else "diagonal"
+    sizes = q.shape[1], q.shape[3], v.shape[3]
+    if _kernels_refused(q.device, q.dtype, *sizes, kind, beta is not None, form, backend) is None:
         return triton_recurrence(q, k, v, log_decay, beta, state, scale, None if offsets is None else bounds)
     chosen = "recurrent" if backend == "reference" else _choose(form, q.shape[1])[0]
     with torch.autocast(q.device.type, enabled=False):
@@ -100,12 +105,13 @@ def explain(
     """What linear_recurrence computes for N = tokens and why. log_decay is None, "scalar" or "diagonal"."""
     if backend == "reference":
         return "recurrent: backend='reference' asks for the definition, one token after another"
-    refused = _kernels_refused(torch.device(device), dtype, tokens, key, value, form, backend)
+    refused = _kernels_refused(torch.device(device), dtype, tokens, key, value, log_decay, beta, form, backend)
     chosen, why = _choose(form, tokens)
     decay = {None: "no decay", "scalar": "one decay a head", "diagonal": "a decay per key channel"}[log_decay]
     rule = "the delta rule by its triangular system" if beta else "sums of outer products"
     if refused is None:
-        return f"chunked ({decay}, {rule}) in Triton's kernels: backend='triton' asks for them"
+        took = "they were right when tried on this GPU" if backend == "auto" else "backend='triton' asks for them"
+        return f"chunked ({decay}, {rule}) in Triton's kernels: {took}"
     size = f", {chunk_size(key, value, beta)} tokens a chunk" if chosen == "chunked" else ""
     return f"{chosen} ({decay}, {rule}{size}) in PyTorch: {why}; not in Triton: {refused}"
 
@@ -165,18 +171,50 @@ def _choose(form: str, tokens: int) -> tuple[str, str]:
 
 
 def _kernels_refused(
-    device: torch.device, dtype: torch.dtype, tokens: int, key: int, value: int, form: str, backend: str
+    device: torch.device,
+    dtype: torch.dtype,
+    tokens: int,
+    key: int,
+    value: int,
+    log_decay: str | None,
+    beta: bool,
+    form: str,
+    backend: str,
 ) -> str | None:
     """Why Triton's kernels don't compute this, None where they do."""
-    if backend == "auto":
-        if device.type != "cuda":
-            return "the kernels are for CUDA"
-        # TODO: let "auto" take them once the tests of recurrence_triton.py have passed on a GPU.
-        return "the kernels have run in Triton's interpreter alone, on no GPU yet; backend='triton' takes them"
-    if backend != "triton":
+    if backend == "triton":
+        insist(refusal(device, dtype, key, value, form))
+        return None
+    if backend != "auto":
         return f"backend={backend!r} was asked for"
-    insist(refusal(device, dtype, key, value, form))
-    return None
+    if tokens == 1:
+        return "one step has nothing to share among them"
+    return (
+        not_now(device)
+        or refusal(device, dtype, key, value, form)
+        or kernels_tried(device, dtype, key, value, log_decay, beta)
+    )
+
+
+@functools.cache
+def kernels_tried(
+    device: torch.device, dtype: torch.dtype, key: int, value: int, log_decay: str | None, beta: bool
+) -> str | None:
+    """What was wrong with Triton's kernels for such inputs when they were tried on this device, None where nothing was:
+    two heads, three chunks of which the last is not full."""
+    shape, g = (1, 130, 2), torch.Generator().manual_seed(0)
+    q, k, v, s = (torch.randn(*shape, width, generator=g) for width in (key, key, value, 1))
+    decays = {None: [], "scalar": [s[..., 0]], "diagonal": [torch.randn(*shape, key, generator=g)]}[log_decay]
+    inputs = [q, F.normalize(k, dim=-1), v, torch.randn(1, 2, key, value, generator=g)]
+    inputs += [-t.abs() for t in decays] + ([torch.rand(shape, generator=g)] if beta else [])
+
+    def op(q: Tensor, k: Tensor, v: Tensor, state: Tensor, *rest: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+        options = dict(zip(("log_decay",) * len(decays) + ("beta",) * beta, rest, strict=True))
+        return linear_recurrence(q, k, v, state=state, scale=0.3, backend=backend, **options)
+
+    kernels, definition = (functools.partial(op, backend=name) for name in ("triton", "torch"))
+    what = f"linear_recurrence ({dtype}, K={key}, V={value}, decay: {log_decay}, delta rule: {beta})"
+    return trial(what, kernels, definition, [t.to(dtype) for t in inputs], device)
 
 
 def _together(q: Tensor, v: Tensor, chunk: int) -> tuple[int, int]:

@@ -14,11 +14,13 @@ Backward is a scan too: g_t = dh_t + conj(a_{t+1}) g_{t+1}; db = g, da_t = g_t c
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
+from formwright.ops.kernel_trial import not_now, trial
 from formwright.ops.recurrence_triton import insist
 from formwright.ops.scan_triton import LinearScan, scan_refusal
 
@@ -37,8 +39,8 @@ def linear_scan(
 
     state    (B,...) is h before the first token; zeros where None
     form     "recurrent", "parallel", "chunked", or "auto" (see `explain`)
-    backend  "reference" computes the recurrent form by plain autograd; "torch" or "auto" the form chosen; "triton" a
-             CUDA kernel, which has run in Triton's interpreter alone so far
+    backend  "reference" computes the recurrent form by plain autograd; "torch" the form chosen; "triton" a CUDA kernel;
+             "auto" takes this on a GPU where it was right when it was first tried there, else the form chosen
 
     Everything is differentiable, states included; half precisions are computed in float32. Sequences packed in one row
     start anew where a_t = 0. Raises ValueError for shapes, forms or backends that do not fit.
@@ -56,8 +58,7 @@ def linear_scan(
     out = torch.promote_types(a.dtype, b.dtype)
     work = torch.promote_types(out, torch.float32)
     last = torch.zeros_like(b[:, 0], dtype=out) if state is None else state
-    if backend == "triton":
-        insist(scan_refusal(a, b, form))
+    if _kernel_refused(b.device, out, b.shape[1], form, backend) is None:
         flat = [t.to(work).flatten(2) if b.ndim > 2 else t.to(work)[..., None] for t in (a.expand(b.shape), b)]
         h = LinearScan.apply(*flat, last.to(work).reshape(len(b), -1)).view(b.shape)
         return h.to(out), h[:, -1].to(last.dtype)
@@ -76,14 +77,23 @@ def reference(a: Tensor, b: Tensor, *, state: Tensor | None = None) -> tuple[Ten
     return linear_scan(a, b, state=state, backend="reference")
 
 
-def explain(tokens: int, *, form: str = "auto", backend: str = "auto", device: str = "cpu") -> str:
+def explain(
+    tokens: int,
+    *,
+    form: str = "auto",
+    backend: str = "auto",
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> str:
     """What linear_scan computes for N = tokens on a device and why."""
     if backend == "reference":
         return "recurrent: backend='reference' asks for the definition, one token after another"
-    if backend == "triton":
-        return "a Triton kernel: backend='triton' asks for it"
+    refused = _kernel_refused(torch.device(device), dtype, tokens, form, backend)
+    if refused is None:
+        why = "it was right when tried on this GPU" if backend == "auto" else "backend='triton' asks for it"
+        return f"a Triton kernel: {why}"
     chosen, why = _choose(form, tokens, device)
-    return f"{chosen} in PyTorch: {why}"
+    return f"{chosen} in PyTorch: {why}; not in Triton: {refused}"
 
 
 def macs(*shape: int) -> int:
@@ -95,6 +105,31 @@ def flops(*shape: int) -> int:
     """Floating-point operations of one forward over real (B,N,...) = shape, for Cost.other_flops: 3 N to join
     neighbours and 2 N to take the last step."""
     return 5 * math.prod(shape)
+
+
+def _kernel_refused(device: torch.device, dtype: torch.dtype, tokens: int, form: str, backend: str) -> str | None:
+    """Why Triton's kernel doesn't compute this, None where it does."""
+    if backend == "triton":
+        insist(scan_refusal(device, dtype, form))
+        return None
+    if backend != "auto":
+        return f"backend={backend!r} was asked for"
+    if tokens == 1:
+        return "one step has nothing to share among them"
+    return not_now(device) or scan_refusal(device, dtype, form) or kernel_tried(device, dtype)
+
+
+@functools.cache
+def kernel_tried(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What was wrong with Triton's kernel when it was tried on this device, None where nothing was."""
+    g = torch.Generator().manual_seed(0)
+    a, b, state = (torch.randn(shape, generator=g).to(dtype) for shape in ((2, 130, 33), (2, 130, 33), (2, 33)))
+
+    def op(a: Tensor, b: Tensor, state: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+        return linear_scan(a, b, state=state, backend=backend)
+
+    kernel, definition = (functools.partial(op, backend=name) for name in ("triton", "torch"))
+    return trial(f"linear_scan ({dtype})", kernel, definition, [a.sigmoid(), b, state], device)
 
 
 def _choose(form: str, tokens: int, device: str) -> tuple[str, str]:

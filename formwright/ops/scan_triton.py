@@ -7,7 +7,6 @@ every 64 tokens. With TRITON_INTERPRET=1 Triton runs the kernels on the CPU, slo
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from formwright.ops.recurrence_triton import missing, power_of_two
@@ -17,23 +16,22 @@ WIDEST = 256  # states a channel that a program holds
 HELD = 1024  # numbers of a program's states
 
 
-def scan_refusal(a: Tensor, b: Tensor, form: str = "auto") -> str | None:
-    """Why the kernel can't compute linear_scan(a, b), as the end of a sentence; None where it can."""
+def scan_refusal(device: torch.device, dtype: torch.dtype, form: str = "auto") -> str | None:
+    """Why the kernel can't compute a linear_scan of that dtype, as the end of a sentence; None where it can."""
     if form != "auto":
         return f"the kernel is a form of its own, not form={form!r}"
-    dtype = torch.promote_types(a.dtype, b.dtype)
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"the kernel computes float32, bfloat16 and float16, not {dtype}"
-    return missing(b.device)
+    return missing(device)
 
 
-def selective_refusal(u: Tensor, states: int) -> str | None:
-    """Why the kernels can't compute selective_scan over u with so many states a channel; None where they can."""
-    if u.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"the kernels compute float32, bfloat16 and float16, not {u.dtype}"
+def selective_refusal(device: torch.device, dtype: torch.dtype, states: int) -> str | None:
+    """Why the kernels can't compute a selective_scan with so many states a channel; None where they can."""
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"the kernels compute float32, bfloat16 and float16, not {dtype}"
     if states > WIDEST:
         return f"the kernels hold up to {WIDEST} states a channel, not {states}"
-    return missing(u.device)
+    return missing(device)
 
 
 class LinearScan(torch.autograd.Function):

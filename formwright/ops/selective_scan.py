@@ -18,12 +18,14 @@ computes the rest again, so memory is linear in N. With g_t the gradient of h_t:
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
 import torch
 from torch import Tensor
 
+from formwright.ops.kernel_trial import not_now, trial
 from formwright.ops.recurrence_triton import insist
 from formwright.ops.scan_triton import SelectiveScan, selective_refusal
 from formwright.ops.tiles import Tile, Workspace, compute_dtype, tile_plan
@@ -51,8 +53,8 @@ def selective_scan(
 
     state    (B,D,S) the state before the first token; zeros where None. Its dtype is that of the last state
     offsets  (R+1,) bounds of R sequences packed in one row (B = 1): the state starts anew at each, states are (R,D,S)
-    backend  "reference" computes the definition by plain autograd; "torch" or "auto" tiles, and one token directly;
-             "triton" CUDA kernels, which have run in Triton's interpreter alone so far
+    backend  "reference" computes the definition by plain autograd; "torch" tiles, and one token directly; "triton"
+             CUDA kernels; "auto" takes these on a GPU where they were right when they were first tried there
 
     Everything is differentiable, states included. Half precisions are computed in float32. Raises ValueError for
     shapes or backends that do not fit.
@@ -63,8 +65,7 @@ def selective_scan(
     if state is None:
         state = u.new_zeros(batch if offsets is None else len(bounds), dim, size)
     with torch.autocast(u.device.type, enabled=False):
-        if backend == "triton":
-            insist(selective_refusal(u, size))
+        if _kernels_refused(u.device, u.dtype, tokens, size, backend) is None:
             rows = bounds if offsets is not None else [(row * tokens, (row + 1) * tokens) for row in range(batch)]
             return SelectiveScan.apply(u, delta, a, b, c, state, rows)
         if tokens == 1 and offsets is None and backend != "reference":
@@ -79,15 +80,53 @@ def selective_scan(
         return _forward(*inputs, keep=False)[:2]
 
 
-def explain(tokens: int, *, backend: str = "auto") -> str:
+def explain(
+    tokens: int,
+    *,
+    backend: str = "auto",
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    states: int = 16,
+) -> str:
     """What selective_scan computes for N = tokens and why."""
     if backend == "reference":
         return "recurrent: backend='reference' asks for the definition, one token after another"
-    if backend == "triton":
-        return "Triton's kernels, token after token with all states in registers: backend='triton' asks for them"
+    refused = _kernels_refused(torch.device(device), dtype, tokens, states, backend)
+    if refused is None:
+        why = "they were right when tried on this GPU" if backend == "auto" else "backend='triton' asks for them"
+        return f"Triton's kernels, token after token with all states in registers: {why}"
     if tokens == 1:
         return "recurrent in PyTorch: a single token needs one step of the definition"
-    return "tiles in PyTorch: some tokens of some channels at a time stay in cache; (B,N,D,S) is never in memory"
+    tiles = "tiles in PyTorch: some tokens of some channels at a time stay in cache; (B,N,D,S) is never in memory"
+    return f"{tiles}; not in Triton: {refused}"
+
+
+def _kernels_refused(device: torch.device, dtype: torch.dtype, tokens: int, states: int, backend: str) -> str | None:
+    """Why Triton's kernels don't compute this, None where they do."""
+    if backend == "triton":
+        insist(selective_refusal(device, dtype, states))
+        return None
+    if backend != "auto":
+        return f"backend={backend!r} was asked for"
+    if tokens == 1:
+        return "one step has nothing to share among them"
+    return not_now(device) or selective_refusal(device, dtype, states) or kernels_tried(device, dtype, states)
+
+
+@functools.cache
+def kernels_tried(device: torch.device, dtype: torch.dtype, states: int) -> str | None:
+    """What was wrong with Triton's kernels when they were tried on this device, None where nothing was."""
+    g, wide, narrow = torch.Generator().manual_seed(0), (2, 130, 33), (2, 130, states)
+    shapes = {"u": wide, "delta": wide, "a": (33, states), "b": narrow, "c": narrow, "state": (2, 33, states)}
+    inputs = {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
+    inputs["delta"], inputs["a"] = inputs["delta"].sigmoid(), -inputs["a"].abs()
+
+    def op(*tensors: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+        return selective_scan(*tensors[:5], state=tensors[5], backend=backend)
+
+    kernels, definition = (functools.partial(op, backend=name) for name in ("triton", "torch"))
+    what = f"selective_scan ({dtype}, {states} states)"
+    return trial(what, kernels, definition, [t.to(dtype) for t in inputs.values()], device)
 
 
 def macs(batch: int, tokens: int, dim: int, state: int) -> int:

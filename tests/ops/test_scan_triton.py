@@ -95,5 +95,14 @@ def test_without_triton_or_cuda_it_says_so(monkeypatch):
         selective_scan(cpu, cpu, torch.ones(2, 3), torch.ones(1, 4, 3), torch.ones(1, 4, 3), backend="triton")
     with pytest.raises(ValueError, match="not form='parallel'"):
         linear_scan(cpu, cpu, form="parallel", backend="triton")
-    assert "Triton" in explain(9, backend="triton") and "Triton" in explain_selective(9, backend="triton")
-    assert "PyTorch" in explain(9)
+    for told in (explain, explain_selective):
+        with pytest.raises(ValueError, match=r"need CUDA|pip install triton"):
+            told(9, backend="triton")
+        assert "in PyTorch" in told(9) and "for CUDA" in told(9)
+        assert torch.cuda.is_available() or "there is none here" in told(9, device="cuda")
+
+
+def test_explain_names_the_kernels(monkeypatch):
+    monkeypatch.setattr(recurrence_triton, "INSTALLED", True)
+    for told in (explain, explain_selective):
+        assert "Triton" in told(9, device="cuda", backend="triton")
