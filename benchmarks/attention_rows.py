@@ -217,7 +217,7 @@ def rows() -> list[Row]:
         Row("window", (FORWARD, BOTH), build_window, gate_window, batch=1),
         Row("packed", (FORWARD, BOTH), build_packed, gate_packed, batch=len(SKEWED), lengths=(sum(SKEWED),)),
         Row("query heads", (FORWARD,), build_query_heads, dict, batch=1, joint=(8192, LONG)),
-        Row("relative", (FORWARD,), build_relative, dict, batch=1, joint=(1024, 4096, 16384)),
         Row("prefix", (FORWARD, BOTH), build_prefix, gate_prefix, batch=BRANCHES),
+        Row("relative", (FORWARD,), build_relative, dict, batch=1, joint=(1024, 4096, 16384), keep=True),
         Row("memory", (BOTH,), build_memory, gate_normalisers, batch=1, joint=(8192, LONG), memory=True),
     ]

@@ -33,7 +33,8 @@ class Row:
     whole   whether the row is left out where one of its `needs` is missing
     longer  lengths that --long adds, of works without a backward
     floors  calls whose time doesn't depend on the length
-    memory  measure the calls' peak memory as well"""
+    memory  measure the calls' peak memory as well
+    keep    time with freed memory kept: where shares of the machine's rate or exponents are the matter"""
 
     name: str
     works: tuple[str, ...]
@@ -49,6 +50,7 @@ class Row:
     longer: tuple[int, ...] = ()
     floors: tuple[str, ...] = ()
     memory: bool = False
+    keep: bool = False
 
 
 def difference(a: Tensor, b: Tensor) -> float:

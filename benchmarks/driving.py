@@ -4,8 +4,8 @@ Each row is first compared with the definition (or its peer with ours) on a smal
 counts as failed. What is left is timed in turn in one process: one round of warm-up, then round after round, a call
 taking part until it has had its time, three times at least; a call too slow for that has fewer timings, down to that of
 its warm-up, and the table's column `timings` says so. Forward + backward takes the gradients of all inputs and weights.
-The C library keeps what is freed meanwhile (`keep_freed_memory`), for all calls alike; not where whole layers and
-one-token steps stand beside their peers, which are timed as their users run them.
+Where a row asks for it, the C library keeps what is freed meanwhile (`keep_freed_memory`), for all calls alike; else
+calls are timed as their users run them.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def measure(row: Row, options: argparse.Namespace, rates: Callable | None) -> It
             records = [_left_out(row, work, n, tokens, why) for n, why in out.items()]
             load = os.getloadavg()[0]
             steps = work == STEP
-            keep_freed_memory(not (steps or row.whole))
+            keep_freed_memory(row.keep)
             times = in_rounds(calls, STEPS if steps else options.repeats, options.seconds, SETTLED if steps else 0)
             for name, found in times.items():
                 before[name] = (_tokens(name, tokens), min(found))

@@ -55,6 +55,7 @@ def floor() -> Callable[[], object]:
     return lambda: torch.mm(a, b, out=out)
 
 
+# Hugging Face's chunked delta rules.
 RULES = {
     "hf: gated delta rule": ("scalar+delta", peers.gated_delta_rule),
     "hf: kimi delta rule": ("diagonal+delta", peers.kimi_delta_rule),
@@ -88,11 +89,18 @@ def build_ops(tokens: int, work: str) -> Calls:
     calls["SDPA causal"] = working(
         lambda: F.scaled_dot_product_attention(*heads_first, is_causal=True), heads_first, work
     )
-    for name, (variant, rule) in RULES.items():
-        if peers.missing("transformers") is None:
-            leaves = _leaves(variant, inputs)
-            calls[name] = working(partial(rule, *leaves), leaves, work)
     calls[FLOOR] = floor()
+    return calls
+
+
+def build_rules(tokens: int, work: str) -> Calls:
+    """The delta rules that Hugging Face has too, and its chunked forms of them."""
+    inputs, calls = _op_inputs(tokens), {}
+    for name, (variant, rule) in RULES.items():
+        leaves = _leaves(variant, inputs)
+        calls[variant] = working(partial(_op, variant, *leaves), leaves, work)
+        if peers.missing("transformers") is None:
+            calls[name] = working(partial(rule, *leaves), leaves, work)
     return calls
 
 
@@ -106,10 +114,10 @@ def build_growth(lengths: tuple[int, ...], work: str) -> Calls:
     return calls
 
 
-def gate_ops() -> dict[str, float]:
+def gate_ops(theirs: bool = False) -> dict[str, float]:
     inputs = _op_inputs(SMALL, width=32, heads=2)
     functions = {v: (v, partial(_op, v)) for v in VARIANTS}
-    if peers.missing("transformers") is None:
+    if theirs and peers.missing("transformers") is None:
         functions |= RULES
     return {
         name: disagreement(fn, partial(_op, variant, backend="reference"), _leaves(variant, inputs))
@@ -207,11 +215,11 @@ def op_macs(variant: str, tokens: int) -> int:
 
 
 def rows() -> list[Row]:
-    """Those that time, and the last, that measures memory as well."""
+    """In this order for what the C library does with freed memory: its own way, kept, measured."""
     return [
         Row(
-            "ops", (FORWARD, BOTH), build_ops, gate_ops, needs=dict.fromkeys(RULES, "transformers"),
-            longer=(32768,), floors=(FLOOR,),
+            "rules", (FORWARD, BOTH), build_rules, partial(gate_ops, theirs=True),
+            needs=dict.fromkeys(RULES, "transformers"),
             most={("hf: kimi delta rule", FORWARD): 2048, ("hf: kimi delta rule", BOTH): 2048,
                   ("hf: gated delta rule", FORWARD): 8192, ("hf: gated delta rule", BOTH): 8192},
         ),
@@ -235,5 +243,6 @@ def rows() -> list[Row]:
             partial(_gate_scan, _rg_lrus, _rg_lru_inputs),
             most={("plain loop", BOTH): 2048, ("hf: rg_lru", BOTH): 2048}, needs={"hf: rg_lru": "transformers"},
         ),
-        Row("growth", (FORWARD, BOTH), build_growth, gate_ops, joint=LENGTHS, memory=True),
+        Row("ops", (FORWARD, BOTH), build_ops, gate_ops, longer=(32768,), floors=(FLOOR,), keep=True),
+        Row("growth", (FORWARD, BOTH), build_growth, gate_ops, joint=LENGTHS, memory=True, keep=True),
     ]  # fmt: skip

@@ -39,7 +39,6 @@ def main() -> int:
         Study(
             name="recurrence",
             about=__doc__.partition("\n")[0],
-            # In this order for what the C library does with freed memory: its own way, kept, measured.
             rows=(*layer_rows.rows(), *op_rows.rows()),
             verdicts=recurrence_targets.verdicts,
             rates=rates,

@@ -27,10 +27,10 @@ def _targets(timed: dict) -> Iterator[tuple[str, str, tuple[str, Callable], floa
         text = f"diagonal decay, {work}, 8192 tokens: its speed beside the scalar decay's"
         yield "ops", text, least(0.5), ratio("ops", work, "diagonal", "scalar", 8192)
     for work, wanted in ((FORWARD, 2), (BOTH, 4)):
-        found = ratio("ops", work, "scalar+delta", "hf: gated delta rule", 8192)
-        yield "ops", f"gated delta rule, {work}, 8192 tokens: against Hugging Face", least(wanted), found
-        found = ratio("ops", work, "diagonal+delta", "hf: kimi delta rule", 2048)
-        yield "ops", f"Kimi delta rule, {work}, 2048 tokens: against Hugging Face", least(30), found
+        found = ratio("rules", work, "scalar+delta", "hf: gated delta rule", 8192)
+        yield "rules", f"gated delta rule, {work}, 8192 tokens: against Hugging Face", least(wanted), found
+        found = ratio("rules", work, "diagonal+delta", "hf: kimi delta rule", 2048)
+        yield "rules", f"Kimi delta rule, {work}, 2048 tokens: against Hugging Face", least(30), found
     for variant in dict.fromkeys(v for v, *_ in NAIVE.values()):
         cases = [(w, n, call) for row, w, call, n in timed if row == "fla" and NAIVE.get(call, ("",))[0] == variant]
         found = [r for w, n, call in cases if (r := ratio("fla", w, variant, call, n)) is not None]

@@ -26,7 +26,7 @@ from formwright.contract import (
     per_sequence,
     split_heads,
 )
-from formwright.mixers.cache import Cache, append, empty_cache
+from formwright.mixers.cache import Cache, append_heads, empty_cache
 from formwright.mixers.grids import no_prefix, pieces
 from formwright.ops.attention import attention, macs
 from formwright.ops.masks import Causal
@@ -126,10 +126,9 @@ class AxialAttention(TokenMixer):
         """x (B, T, D), further tokens of the grid row by row -> outputs (B, T, D) and the state after them."""
         count, t, row = state["count"], x.shape[1], math.prod(self.extents)
         q, k, v = self._heads(x)
-        seen, state = append(state, keys=k.transpose(1, 2), values=v.transpose(1, 2))
+        k, v, state = append_heads(state, k, v)
         if count == 0 and t % row == 0:  # whole rows from the first on
             return self.out(self._along_axes(q, k, v, (t // row, *self.extents)).flatten(2)), state
-        k, v = (seen[name].transpose(1, 2) for name in ("keys", "values"))
         grid, total = (-(-(count + t) // row), *self.extents), 0
         for axis in self._axes(len(grid)):
             if t == 1:

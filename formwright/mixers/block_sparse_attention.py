@@ -25,7 +25,7 @@ from formwright.contract import (
     per_sequence,
     split_heads,
 )
-from formwright.mixers.cache import Cache, append, empty_cache
+from formwright.mixers.cache import Cache, append_heads, empty_cache
 from formwright.mixers.grids import no_prefix, pieces
 from formwright.ops.attention import attention
 from formwright.ops.block_sparse import block_sparse_attention, macs
@@ -121,8 +121,7 @@ class BlockSparseAttention(TokenMixer):
     def extend(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
         """x (B, T, D) -> outputs (B, T, D) and the state after them."""
         q, k, v = self._heads(x)
-        seen, state = append(state, keys=k.transpose(1, 2), values=v.transpose(1, 2))
-        k, v = (seen[name].transpose(1, 2) for name in ("keys", "values"))
+        k, v, state = append_heads(state, k, v)
         return self.out(block_sparse_attention(q, k, v, self.mask(k.shape[1])).flatten(2)), state
 
     def cost(self, layout: Layout, batch: int = 1) -> Cost:

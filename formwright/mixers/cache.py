@@ -31,6 +31,13 @@ def append(cache: Cache, **new: Tensor) -> tuple[dict[str, Tensor], Cache]:
     return {name: rows[..., :stop, :] for name, rows in kept.items()}, kept | {"count": stop}
 
 
+def append_heads(cache: Cache, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Cache]:
+    """`append` for keys and values as ops take them: T more (B, T, H, K) and (B, T, H, V) -> all so far
+    (B, count + T, H, ...), and the new cache, which holds them as (B, H, room, ...)."""
+    seen, cache = append(cache, keys=keys.transpose(1, 2), values=values.transpose(1, 2))
+    return seen["keys"].transpose(1, 2), seen["values"].transpose(1, 2), cache
+
+
 def append_ring(cache: Cache, window: int, *, ordered: bool = True, **new: Tensor) -> tuple[dict[str, Tensor], Cache]:
     """T more rows by name -> the rows that these T tokens may look back to, fewer than `window` places, and the new
     cache. The rows returned end with the new ones; for a single token of a full ring with ordered=False they are the

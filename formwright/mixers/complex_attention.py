@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count, split_heads
-from formwright.mixers.cache import Cache, append, empty_cache
+from formwright.mixers.cache import Cache, append_heads, empty_cache
 from formwright.mixers.rotary import rotary, turned
 from formwright.mixers.scores import attend, attend_macs, looks_back
 from formwright.ops.attention import attention
@@ -98,8 +98,7 @@ class ComplexAttention(TokenMixer):
     def extend(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
         places = torch.arange(state["count"], state["count"] + x.shape[1], device=x.device)[:, None]
         q, k, v = self._read(x, places)
-        seen, state = append(state, keys=k.transpose(1, 2), values=v.transpose(1, 2))
-        k, v = seen["keys"].transpose(1, 2), seen["values"].transpose(1, 2)
+        k, v, state = append_heads(state, k, v)
         return self.out(attention(q, k, v, mask=looks_back(True), backend=self.backend).flatten(2)), state
 
     def cost(self, layout: Layout, batch: int = 1) -> Cost:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count
-from formwright.mixers.cache import Cache, append, empty_cache
+from formwright.mixers.cache import Cache, append_heads, empty_cache
 from formwright.mixers.rotary import rotary, turned
 from formwright.mixers.scores import attend, attend_macs, looks_back
 from formwright.ops.attention import attention
@@ -127,10 +127,9 @@ class DifferentialAttention(TokenMixer):
     def extend(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
         places = torch.arange(state["count"], state["count"] + x.shape[1], device=x.device)[:, None]
         queries, keys = self._maps(self.query(x), places), torch.cat(self._maps(self.key(x), places), 2)
-        seen, state = append(state, keys=keys.transpose(1, 2), values=self._values(x).transpose(1, 2))
-        keys, v = seen["keys"].transpose(1, 2).chunk(2, 2), seen["values"].transpose(1, 2)
+        keys, v, state = append_heads(state, keys, self._values(x))
         how = {"mask": looks_back(True), "backend": self.backend}
-        return self._join([attention(q, k, v, **how) for q, k in zip(queries, keys, strict=True)]), state
+        return self._join([attention(q, k, v, **how) for q, k in zip(queries, keys.chunk(2, 2), strict=True)]), state
 
     def cost(self, layout: Layout, batch: int = 1, context_layout: Layout | None = None) -> Cost:
         n = layout.tokens

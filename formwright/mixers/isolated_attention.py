@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count, per_sequence, split_heads
-from formwright.mixers.cache import Cache, append, empty_cache
+from formwright.mixers.cache import Cache, append_heads, empty_cache
 from formwright.mixers.rotary import rotary, turned
 from formwright.ops.attention import attention, macs
 from formwright.ops.masks import Causal, Mask
@@ -117,8 +117,7 @@ class IsolatedAttention(TokenMixer):
     def extend(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
         positions = torch.arange(state["count"], state["count"] + x.shape[1], device=x.device)[:, None]
         q, k, v = self._split(x, positions)
-        seen, state = append(state, keys=k.transpose(1, 2), values=v.transpose(1, 2))
-        k, v = seen["keys"].transpose(1, 2), seen["values"].transpose(1, 2)
+        k, v, state = append_heads(state, k, v)
         return self.out(attention(q, k, v, mask=Causal() & self.group, backend=self.backend).flatten(2)), state
 
     def cost(self, layout: Layout, batch: int = 1) -> Cost:

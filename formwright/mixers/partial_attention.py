@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count, per_sequence, split_heads
-from formwright.mixers.cache import Cache, append, empty_cache
+from formwright.mixers.cache import Cache, append_heads, empty_cache
 from formwright.ops.attention import attention, macs
 from formwright.ops.masks import Causal
 from formwright.parts import register
@@ -86,12 +86,8 @@ class PartialAttention(TokenMixer):
 
     def extend(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
         inside = min(x.shape[1], self.source - state["count"])
-        if inside:
-            k, v = (t.transpose(1, 2) for t in self._keys(x[:, :inside]))
-            seen, state = append(state, keys=k, values=v)
-        else:
-            seen = {name: state[name][..., : state["count"], :] for name in ("keys", "values")}
-        return self._read(x, seen["keys"].transpose(1, 2), seen["values"].transpose(1, 2), inside), state
+        k, v, state = append_heads(state, *self._keys(x[:, :inside]))
+        return self._read(x, k, v, inside), state
 
     def cost(self, layout: Layout, batch: int = 1) -> Cost:
         """Maps of all tokens to queries and back, of the source's to keys and values; scores of the source alone."""

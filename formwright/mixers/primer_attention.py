@@ -25,7 +25,7 @@ from formwright.contract import (
     per_sequence,
     split_heads,
 )
-from formwright.mixers.cache import Cache, append, empty_cache
+from formwright.mixers.cache import Cache, append_heads, empty_cache
 from formwright.mixers.rotary import rotary, turned
 from formwright.mixers.scores import attend, attend_macs, looks_back
 from formwright.ops.attention import attention
@@ -114,8 +114,7 @@ class PrimerAttention(TokenMixer):
         y, last = short_convolution(self.inputs(x), self.filters, state=last, backend=self.backend)
         positions = torch.arange(cache["count"], cache["count"] + x.shape[1], device=x.device)[:, None]
         q, k, v = self._split(y, positions)
-        seen, cache = append(cache, keys=k.transpose(1, 2), values=v.transpose(1, 2))
-        k, v = seen["keys"].transpose(1, 2), seen["values"].transpose(1, 2)
+        k, v, cache = append_heads(cache, k, v)
         o = attention(q, k, v, mask=None if x.shape[1] == 1 else looks_back(True), backend=self.backend)
         return self.out(o.flatten(2)), (last, cache)
 

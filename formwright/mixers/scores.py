@@ -1,6 +1,7 @@
 """What score-based mixers share around ops.attention: a layout's padding and packing, masks, and multiply-adds.
 
-A mixer makes q, k and v, calls `attend` (over a layout) or `attend_past` (with a cache), and maps what comes back.
+A mixer makes q, k and v, calls `attend`, and maps what comes back; decoding it calls ops.attention with what
+cache.append_heads gives.
 """
 
 from __future__ import annotations

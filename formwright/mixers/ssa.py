@@ -29,7 +29,7 @@ from formwright.contract import (
     per_sequence,
     split_heads,
 )
-from formwright.mixers.cache import Cache, append, empty_cache
+from formwright.mixers.cache import Cache, append_heads, empty_cache
 from formwright.mixers.rotary import rotary, turned
 from formwright.mixers.scores import attend, attend_macs, looks_back
 from formwright.ops.attention import attention
@@ -133,8 +133,7 @@ class SSA(TokenMixer):
         """Further tokens read all before them: decoding is not training."""
         positions = torch.arange(state["count"], state["count"] + x.shape[1], device=x.device)[:, None]
         q, k, v = self._split(x, positions)
-        seen, state = append(state, keys=k.transpose(1, 2), values=v.transpose(1, 2))
-        k, v = seen["keys"].transpose(1, 2), seen["values"].transpose(1, 2)
+        k, v, state = append_heads(state, k, v)
         o = attention(q, k, v, mask=None if x.shape[1] == 1 else looks_back(True), backend=self.backend)
         return self.out(o.flatten(2)), state
 

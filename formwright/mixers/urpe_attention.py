@@ -26,7 +26,7 @@ from formwright.contract import (
     per_sequence,
     split_heads,
 )
-from formwright.mixers.cache import Cache, append, empty_cache
+from formwright.mixers.cache import Cache, append_heads, empty_cache
 from formwright.mixers.rotary import rotary, turned
 from formwright.ops.attention import Distance
 from formwright.ops.gained_attention import gained_attention, macs
@@ -122,8 +122,8 @@ class URPEAttention(TokenMixer):
         count = state["count"]
         self._check_length(count + x.shape[1])
         q, k, v = self._split(x, torch.arange(count, count + x.shape[1], device=x.device)[:, None])
-        seen, state = append(state, keys=k.transpose(1, 2), values=v.transpose(1, 2))
-        o = self._attend(q, seen["keys"].transpose(1, 2), seen["values"].transpose(1, 2))
+        k, v, state = append_heads(state, k, v)
+        o = self._attend(q, k, v)
         return self.out(o.flatten(2)), state
 
     def cost(self, layout: Layout, batch: int = 1) -> Cost:

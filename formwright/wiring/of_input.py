@@ -18,11 +18,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, Norm, Wiring, element_size, parameter_count, split_heads
-from formwright.mixers.cache import Cache, append, empty_cache
+from formwright.mixers.cache import Cache, append_heads, empty_cache
 from formwright.mixers.scores import attend, attend_macs, looks_back
 from formwright.norms.rmsnorm import RMSNorm
 from formwright.ops.attention import attention
 from formwright.parts import register
+from formwright.wiring import handed_on
 from formwright.wiring.cross import Cross
 
 SOURCE = (
@@ -53,19 +54,12 @@ class OfInput(Wiring):
     ) -> tuple[Tensor, Layout]:
         return self.stack(x, layout, x, layout)
 
-    def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Any:
-        return self.stack.empty(batch, capacity, like)
-
     def extend(
         self, x: Tensor, state: Any, context: Tensor | None = None, context_layout: Layout | None = None
     ) -> tuple[Tensor, Any]:
         return self.stack.extend(x, state, x, Layout((x.shape[1],)))
 
-    def after(self, layout: Layout) -> Layout:
-        return self.stack.after(layout)
-
-    def inner(self, layout: Layout) -> list[tuple[str, nn.Module, Layout]]:
-        return [("", self.stack, layout)]
+    empty, after, inner = handed_on.empty, handed_on.after, handed_on.inner
 
 
 @register
@@ -133,8 +127,7 @@ class StaticAttention(Wiring):
         if not self.causal:
             raise ValueError("static_attention: only a causal model decodes; end it with lm")
         q, k, v = self._heads(x, context)
-        seen, state = append(state, keys=k.transpose(1, 2), values=v.transpose(1, 2))
-        k, v = (seen[name].transpose(1, 2) for name in ("keys", "values"))
+        k, v, state = append_heads(state, k, v)
         return self.out(attention(q, k, v, mask=looks_back(True)).flatten(2)), state
 
     def inner(self, layout: Layout) -> list[tuple[str, nn.Module, Layout]]:

@@ -7,13 +7,10 @@ Attention Entropy Collapse, 2303.06296, 2023.
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor, nn
-
-from formwright.contract import Card, Layout, Wiring
+from formwright.contract import Card, Wiring
 from formwright.norms.sigma_reparam import reparametrise
 from formwright.parts import register
+from formwright.wiring import handed_on
 
 
 @register
@@ -31,21 +28,5 @@ class SigmaReparam(Wiring):
         self.dim, self.dim_out = dim, stack.dim_out
         self.normed = stack.normed
 
-    def forward(
-        self, x: Tensor, layout: Layout, context: Tensor | None = None, context_layout: Layout | None = None
-    ) -> tuple[Tensor, Layout]:
-        return self.stack(x, layout, context, context_layout)
-
-    def empty(self, batch: int, capacity: int | None = None, like: Tensor | None = None) -> Any:
-        return self.stack.empty(batch, capacity, like)
-
-    def extend(
-        self, x: Tensor, state: Any, context: Tensor | None = None, context_layout: Layout | None = None
-    ) -> tuple[Tensor, Any]:
-        return self.stack.extend(x, state, context, context_layout)
-
-    def after(self, layout: Layout) -> Layout:
-        return self.stack.after(layout)
-
-    def inner(self, layout: Layout) -> list[tuple[str, nn.Module, Layout]]:
-        return [("", self.stack, layout)]
+    forward, empty, extend = handed_on.forward, handed_on.empty, handed_on.extend
+    after, inner = handed_on.after, handed_on.inner
