@@ -28,10 +28,13 @@ def not_now(device: torch.device) -> str | None:
     return None
 
 
-def trial(what: str, kernels: Op, definition: Op, inputs: Sequence[Tensor], device: torch.device) -> str | None:
-    """None where `kernels` on the device agree with `definition` in float64 on the CPU, in outputs and gradients; else
-    what went wrong, which is warned of too. `inputs` are on the CPU, in the dtype to try; `what` names the kernels."""
-    with torch.inference_mode(False), torch.enable_grad():
+def trial(
+    what: str, kernels: Op, definition: Op, inputs: Sequence[Tensor], device: torch.device, gradients: bool
+) -> str | None:
+    """None where `kernels` on the device agree with `definition` in float64 on the CPU, in outputs and, where asked, in
+    gradients; else what went wrong, which is warned of too. `inputs` are on the CPU, in the dtype to try; `what` names
+    the kernels."""
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
         wanted = _run(definition, [t.double() for t in inputs])
         try:
             found = _run(kernels, [t.to(device) for t in inputs])
@@ -50,12 +53,14 @@ def trial(what: str, kernels: Op, definition: Op, inputs: Sequence[Tensor], devi
 
 
 def _run(op: Op, inputs: list[Tensor]) -> list[Tensor]:
-    """Outputs, and the gradients of all inputs for cotangents that are the same on every device."""
+    """Outputs, and with gradients those of all inputs for cotangents that are the same on every device."""
     leaves = [t.detach().requires_grad_() for t in inputs]
     outs = op(*leaves)
-    g = torch.Generator().manual_seed(1)
-    cotangents = [torch.randn(o.shape, generator=g, dtype=torch.float64).to(o) for o in outs]
-    return [t.detach().double().cpu() for t in (*outs, *torch.autograd.grad(outs, leaves, cotangents))]
+    g, slopes = torch.Generator().manual_seed(1), ()
+    if torch.is_grad_enabled():
+        cotangents = [torch.randn(o.shape, generator=g, dtype=torch.float64, device="cpu").to(o) for o in outs]
+        slopes = torch.autograd.grad(outs, leaves, cotangents)
+    return [t.detach().double().cpu() for t in (*outs, *slopes)]
 
 
 def _gap(found: Tensor, wanted: Tensor) -> float:

@@ -192,21 +192,27 @@ def _kernels_refused(
     return (
         not_now(device)
         or refusal(device, dtype, key, value, form)
-        or kernels_tried(device, dtype, key, value, log_decay, beta)
+        or kernels_tried(device, dtype, key, value, log_decay, beta, torch.is_grad_enabled())
     )
 
 
 @functools.cache
 def kernels_tried(
-    device: torch.device, dtype: torch.dtype, key: int, value: int, log_decay: str | None, beta: bool
+    device: torch.device,
+    dtype: torch.dtype,
+    key: int,
+    value: int,
+    log_decay: str | None,
+    beta: bool,
+    gradients: bool,
 ) -> str | None:
     """What was wrong with Triton's kernels for such inputs when they were tried on this device, None where nothing was:
     two heads, three chunks of which the last is not full."""
-    shape, g = (1, 130, 2), torch.Generator().manual_seed(0)
-    q, k, v, s = (torch.randn(*shape, width, generator=g) for width in (key, key, value, 1))
-    decays = {None: [], "scalar": [s[..., 0]], "diagonal": [torch.randn(*shape, key, generator=g)]}[log_decay]
-    inputs = [q, F.normalize(k, dim=-1), v, torch.randn(1, 2, key, value, generator=g)]
-    inputs += [-t.abs() for t in decays] + ([torch.rand(shape, generator=g)] if beta else [])
+    shape = (1, 130, 2)
+    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0), device="cpu")
+    q, k, v, state = (draw(*shape, key), draw(*shape, key), draw(*shape, value), draw(1, 2, key, value))
+    decays = {None: [], "scalar": [draw(shape)], "diagonal": [draw(*shape, key)]}[log_decay]
+    inputs = [q, F.normalize(k, dim=-1), v, state, *(-t.abs() for t in decays), *([draw(shape).sigmoid()] * beta)]
 
     def op(q: Tensor, k: Tensor, v: Tensor, state: Tensor, *rest: Tensor, backend: str) -> tuple[Tensor, Tensor]:
         options = dict(zip(("log_decay",) * len(decays) + ("beta",) * beta, rest, strict=True))
@@ -214,7 +220,7 @@ def kernels_tried(
 
     kernels, definition = (functools.partial(op, backend=name) for name in ("triton", "torch"))
     what = f"linear_recurrence ({dtype}, K={key}, V={value}, decay: {log_decay}, delta rule: {beta})"
-    return trial(what, kernels, definition, [t.to(dtype) for t in inputs], device)
+    return trial(what, kernels, definition, [t.to(dtype) for t in inputs], device, gradients)
 
 
 def _together(q: Tensor, v: Tensor, chunk: int) -> tuple[int, int]:

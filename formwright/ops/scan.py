@@ -116,20 +116,20 @@ def _kernel_refused(device: torch.device, dtype: torch.dtype, tokens: int, form:
         return f"backend={backend!r} was asked for"
     if tokens == 1:
         return "one step has nothing to share among them"
-    return not_now(device) or scan_refusal(device, dtype, form) or kernel_tried(device, dtype)
+    return not_now(device) or scan_refusal(device, dtype, form) or kernel_tried(device, dtype, torch.is_grad_enabled())
 
 
 @functools.cache
-def kernel_tried(device: torch.device, dtype: torch.dtype) -> str | None:
+def kernel_tried(device: torch.device, dtype: torch.dtype, gradients: bool) -> str | None:
     """What was wrong with Triton's kernel when it was tried on this device, None where nothing was."""
-    g = torch.Generator().manual_seed(0)
-    a, b, state = (torch.randn(shape, generator=g).to(dtype) for shape in ((2, 130, 33), (2, 130, 33), (2, 33)))
+    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0), device="cpu")
+    a, b, state = (draw(shape).to(dtype) for shape in ((2, 130, 33), (2, 130, 33), (2, 33)))
 
     def op(a: Tensor, b: Tensor, state: Tensor, backend: str) -> tuple[Tensor, Tensor]:
         return linear_scan(a, b, state=state, backend=backend)
 
     kernel, definition = (functools.partial(op, backend=name) for name in ("triton", "torch"))
-    return trial(f"linear_scan ({dtype})", kernel, definition, [a.sigmoid(), b, state], device)
+    return trial(f"linear_scan ({dtype})", kernel, definition, [a.sigmoid(), b, state], device, gradients)
 
 
 def _choose(form: str, tokens: int, device: str) -> tuple[str, str]:

@@ -110,15 +110,20 @@ def _kernels_refused(device: torch.device, dtype: torch.dtype, tokens: int, stat
         return f"backend={backend!r} was asked for"
     if tokens == 1:
         return "one step has nothing to share among them"
-    return not_now(device) or selective_refusal(device, dtype, states) or kernels_tried(device, dtype, states)
+    return (
+        not_now(device)
+        or selective_refusal(device, dtype, states)
+        or kernels_tried(device, dtype, states, torch.is_grad_enabled())
+    )
 
 
 @functools.cache
-def kernels_tried(device: torch.device, dtype: torch.dtype, states: int) -> str | None:
+def kernels_tried(device: torch.device, dtype: torch.dtype, states: int, gradients: bool) -> str | None:
     """What was wrong with Triton's kernels when they were tried on this device, None where nothing was."""
-    g, wide, narrow = torch.Generator().manual_seed(0), (2, 130, 33), (2, 130, states)
+    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0), device="cpu")
+    wide, narrow = (2, 130, 33), (2, 130, states)
     shapes = {"u": wide, "delta": wide, "a": (33, states), "b": narrow, "c": narrow, "state": (2, 33, states)}
-    inputs = {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
+    inputs = {name: draw(shape) for name, shape in shapes.items()}
     inputs["delta"], inputs["a"] = inputs["delta"].sigmoid(), -inputs["a"].abs()
 
     def op(*tensors: Tensor, backend: str) -> tuple[Tensor, Tensor]:
@@ -126,7 +131,7 @@ def kernels_tried(device: torch.device, dtype: torch.dtype, states: int) -> str 
 
     kernels, definition = (functools.partial(op, backend=name) for name in ("triton", "torch"))
     what = f"selective_scan ({dtype}, {states} states)"
-    return trial(what, kernels, definition, [t.to(dtype) for t in inputs.values()], device)
+    return trial(what, kernels, definition, [t.to(dtype) for t in inputs.values()], device, gradients)
 
 
 def macs(batch: int, tokens: int, dim: int, state: int) -> int:

@@ -1,6 +1,6 @@
 """What a wiring around one stack hands on to it as it is. The functions are methods of such wirings; `stack` is theirs.
 
-    y = stack(x)
+y = stack(x)
 """
 
 from __future__ import annotations

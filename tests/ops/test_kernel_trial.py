@@ -38,9 +38,10 @@ def broken(a, b):
 
 
 def test_what_agrees_passes():
-    assert trial("it", product, product, INPUTS, CPU) is None
+    assert trial("it", product, product, INPUTS, CPU, True) is None
     with torch.inference_mode():
-        assert trial("it", product, product, INPUTS, CPU) is None
+        assert trial("it", product, product, INPUTS, CPU, True) is None
+    assert trial("it", lambda a, b: (a * Wrong.apply(b), a + b), product, INPUTS, CPU, False) is None
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_what_agrees_passes():
 )
 def test_what_differs_or_fails_is_told_and_warned_of(kernels, word):
     with pytest.warns(UserWarning, match=f"it stays in PyTorch: .*{word}"):
-        assert word in trial("it", kernels, product, INPUTS, CPU)
+        assert word in trial("it", kernels, product, INPUTS, CPU, True)
 
 
 def test_running_out_of_memory_says_nothing_about_kernels():
@@ -62,7 +63,7 @@ def test_running_out_of_memory_says_nothing_about_kernels():
         raise torch.OutOfMemoryError("full")
 
     with pytest.raises(torch.OutOfMemoryError):
-        trial("it", starved, product, INPUTS, CPU)
+        trial("it", starved, product, INPUTS, CPU, True)
 
 
 def test_no_trial_without_a_gpu():
@@ -80,8 +81,9 @@ def kinds():
 @interpreted
 @pytest.mark.parametrize(("tried", "options"), [*kinds()])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_kernels_pass_their_trial(tried, options, dtype):
-    assert tried.__wrapped__(CPU, dtype, *options) is None
+@pytest.mark.parametrize("gradients", [True, False])
+def test_the_kernels_pass_their_trial(tried, options, dtype, gradients):
+    assert tried.__wrapped__(CPU, dtype, *options, gradients=gradients) is None
 
 
 @interpreted
@@ -89,7 +91,7 @@ def test_a_wrong_kernel_does_not(monkeypatch):
     right = recurrence_triton._forward
     monkeypatch.setattr(recurrence_triton, "_forward", lambda q, *rest: right(1.01 * q, *rest))
     with pytest.warns(UserWarning, match=r"linear_recurrence .* stays in PyTorch"):
-        assert "wrong by" in recurrence.kernels_tried.__wrapped__(CPU, torch.float32, 8, 8, "scalar", True)
+        assert "wrong by" in recurrence.kernels_tried.__wrapped__(CPU, torch.float32, 8, 8, "scalar", True, False)
 
 
 @gpu
