@@ -109,7 +109,7 @@ def within_chunk_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x and k; d_scores, d_xe and d_ke are used up."""
     if context[0] == "diagonal":
-        return _diagonal_backward(x, k, d_scores, d_xe, d_ke, context)
+        return _diagonal_backward(x, k, d_scores, d_xe, d_ke, context, work)
     between = context[1]
     d_scores.mul_(between[:, None] if between.ndim == 2 else between[:, :, None])
     size, reads = x.shape[1:3]
@@ -151,7 +151,7 @@ def _diagonal_scores(x: Tensor, k: Tensor, log_decay: Tensor, work: Workspace, k
             right = _level(right, work, f"right{block}")
             levels.append((left, right, halves))
         if block == 1:
-            joined = (left * right).sum(-1)
+            joined = torch.mul(left, right, out=work("met", *left.shape)).sum(-1)
         else:
             joined = torch.bmm(left, right.mT, out=work(f"joined{block}", n * count, block * reads, block))
         joined = joined.view(n, count, block, reads, block)
@@ -169,7 +169,9 @@ def _level(rows: Tensor, work: Workspace, name: str) -> Tensor:
     return rows.clone() if out is None else out.copy_(rows)
 
 
-def _diagonal_backward(x: Tensor, k: Tensor, d_scores: Tensor, d_xe: Tensor, d_ke: Tensor, context: tuple):
+def _diagonal_backward(
+    x: Tensor, k: Tensor, d_scores: Tensor, d_xe: Tensor, d_ke: Tensor, context: tuple, work: Workspace
+):
     n, size, reads, width = x.shape
     _, decay, levels = context
     block = size
@@ -183,10 +185,11 @@ def _diagonal_backward(x: Tensor, k: Tensor, d_scores: Tensor, d_xe: Tensor, d_k
         early.mul_(halves[:, :, 1, None])
         if block == 1:
             late.view(left.shape).addcmul_(joined, right)
-            early.view(right.shape).add_((joined * left).sum(1, keepdim=True))
+            met = torch.mul(joined, left, out=work("met", *left.shape))
+            early.view(right.shape).add_(met.sum(1, keepdim=True))
         else:
-            late += torch.bmm(joined, right).view_as(late)
-            early += torch.bmm(joined.mT, left).view_as(early)
+            late += torch.bmm(joined, right, out=work(f"d_left{block}", *left.shape)).view_as(late)
+            early += torch.bmm(joined.mT, left, out=work(f"d_right{block}", *right.shape)).view_as(early)
     own = d_scores.diagonal(dim1=1, dim2=3).transpose(1, 2)[..., None]
     dx = d_xe.mul_(decay[:, :, None]).addcmul_(own, k[:, :, None])
     return dx, d_ke.add_((own * x).sum(2)) if reads > 1 else d_ke.addcmul_(own.squeeze(2), x.squeeze(2))
