@@ -133,13 +133,11 @@ def describe(cls: type) -> str:
 
 def _option(parameter: inspect.Parameter) -> str:
     default = parameter.default
-    if inspect.isclass(default) or isinstance(default, functools.partial):
-        default = card_of(default).name
-    elif default is not inspect.Parameter.empty:
-        default = repr(default)
-    else:
+    if default is inspect.Parameter.empty:
         return f"{parameter.name}  (needed; the data tell it where they can)"
-    return f"{parameter.name}={default}"
+    if inspect.isclass(default) or isinstance(default, functools.partial):
+        return f"{parameter.name}={card_of(default).name}"
+    return f"{parameter.name}={default!r}"
 
 
 def nearest(word: str, among: Any) -> str:
