@@ -89,9 +89,9 @@ def _example(model: nn.Module, shape: int | tuple[int, ...], batch: int, seed: i
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     size = (batch, shape) if isinstance(shape, int) else (batch, *shape)
-    vocab = model.facts.get("vocab")
-    if vocab and len(size) == 2:  # where tokens are vectors, the vocabulary is the answers' alone
-        return torch.randint(vocab, size, generator=generator).to(device)
+    vocabularies = [m.vocab for m in model.modules() if isinstance(m, Embed) and hasattr(m, "vocab")]
+    if vocabularies:  # of a pair, tokens that both know
+        return torch.randint(min(vocabularies), size, generator=generator).to(device)
     return torch.randn(size, generator=generator).to(device)
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from formwright.bench import measure, memory
+from formwright.bench.formulas import cost_rows
 from formwright.contract import Cost, Unsupported
+from formwright.embeds.tokens import Tokens
 
 MEGABYTE = 2**20
 
@@ -17,17 +19,15 @@ MEGABYTE = 2**20
 class TinyDecoder(nn.Module):
     """A running sum of embeddings and a cache of all of them, with what measuring uses of a real model."""
 
-    facts = {"vocab": 50}
-
     def __init__(self, dim: int = 8):
         super().__init__()
-        self.tokens, self.head = nn.Embedding(50, dim), nn.Linear(dim, 50)
+        self.tokens, self.head = Tokens(dim, vocab=50), nn.Linear(dim, 50)
         self.dropout = nn.Dropout(0.5)
         self.modes: list[tuple[bool, bool]] = []
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.modes.append((self.training, torch.is_grad_enabled()))
-        return self.head(self.tokens(inputs).cumsum(1))
+        return self.head(self.tokens(inputs)[0].cumsum(1))
 
     def empty(self, batch: int, capacity: int | None = None):
         return torch.zeros(batch, capacity, 8), 0
@@ -35,7 +35,7 @@ class TinyDecoder(nn.Module):
     def extend(self, inputs: Tensor, state):
         cache, n = state
         self.modes.append((self.training, torch.is_grad_enabled()))
-        cache[:, n : n + inputs.shape[1]] = self.tokens(inputs)
+        cache[:, n : n + inputs.shape[1]] = self.tokens(inputs)[0]
         n += inputs.shape[1]
         return self.head(cache[:, :n].sum(1, keepdim=True)), (cache, n)
 
@@ -57,6 +57,11 @@ def test_forward_row():
     assert row["state_bytes"] == 3 * 64 * 8 * 4
     assert set(model.modes[:-1]) == {(False, False)} and model.training
     assert len(model.modes) == 2 + 7 + 1 + 1  # warm-up, rounds, memory, this test's count
+
+
+def test_a_model_is_measured_over_tokens_of_its_own_vocabulary():
+    row = cost_rows("tokens(dim=8, vocab=5) >> pooling >> lm", [16])[0]
+    assert row["macs"] == row["counted_macs"] > 0
 
 
 def test_decode_and_prefill_rows():
