@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from formwright import parts
+from formwright.contract import Layout
 from formwright.ops import recurrence, recurrence_triton, scan, selective_scan
 from formwright.ops.kernel_trial import not_now, trial
 
@@ -92,6 +94,24 @@ def test_a_wrong_kernel_does_not(monkeypatch):
     monkeypatch.setattr(recurrence_triton, "_forward", lambda q, *rest: right(1.01 * q, *rest))
     with pytest.warns(UserWarning, match=r"linear_recurrence .* stays in PyTorch"):
         assert "wrong by" in recurrence.kernels_tried.__wrapped__(CPU, torch.float32, 8, 8, "scalar", True, False)
+
+
+@interpreted
+@pytest.mark.parametrize("offsets", [None, [0, 3, 40, 70]])
+@pytest.mark.parametrize("name", ["gla", "mamba", "mamba2", "gated_deltanet", "kda", "min_gru"])
+def test_mixers_give_the_same_by_the_kernels(name, offsets, monkeypatch):
+    for op in (recurrence, scan, selective_scan):
+        monkeypatch.setattr(op, "not_now", lambda device: None)
+    torch.manual_seed(0)
+    mixer, x = parts.get(name)(16, causal=True), torch.randn(1, 70, 16, requires_grad=True)
+    layout = Layout((70,), offsets=None if offsets is None else torch.tensor(offsets))
+    found = []
+    for backend in ("auto", "torch"):
+        mixer.backend = backend
+        y = mixer(x, layout)
+        found.append([y, *torch.autograd.grad(y.square().mean(), [x, *mixer.parameters()], materialize_grads=True)])
+    for a, b in zip(*found, strict=True):
+        assert (a - b).abs().max() <= 1e-4 * b.abs().max()
 
 
 @gpu
