@@ -91,7 +91,7 @@ def default_stack(mixer: str | Expr, depth: int = 4, data: Any = None) -> Expr:
     """The stack that a bare mixer stands for: depth*(mixer + swiglu); attention with rotary positions. On data of pairs
     (source, target) it is the encoder-decoder of pairs.py."""
     part = lang.as_expression(mixer)
-    if getattr(data, "source_shape", None) is not None:
+    if getattr(data, "source_shape", None) not in (None, ...):
         return pairs.pair_stack(part, depth, parts.get(data.head).causal)
     return depth * (positioned(part) + Part("swiglu"))
 
@@ -144,8 +144,9 @@ class _Builder:
         if data is not None and parts.get(data.head).causal and not head_class.causal:
             reason = f"the head {last.name} lets tokens see those after them, and these data ask for the next one"
             self.fail(f"{reason}; end with {data.head}", last)
-        if hasattr(data, "source_shape"):  # else the data are single inputs or pairs, as the expression reads
-            self.check_pairs(full, data.source_shape is not None)
+        source_shape = getattr(data, "source_shape", None)
+        if data is not None and source_shape is not ...:  # ...: single inputs and pairs, as the expression reads
+            self.check_pairs(full, source_shape is not None)
         flow = {**facts, "causal": head_class.causal if causal is None else causal}
         flow["rank"] = getattr(embed, "rank", 1)
         flow["length"] = getattr(embed, "length", None) or facts.get("length", 1024)

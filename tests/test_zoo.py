@@ -77,7 +77,7 @@ def test_a_name_stands_for_its_expression():
 
 class Bytes:
     facts = {"vocab": 256, "length": 32}
-    embed, head, source_shape = "tokens", "lm", None
+    embed, head = "tokens", "lm"
 
 
 @pytest.mark.parametrize("name", ["bert-base", "all-minilm-l6-v2"])

@@ -78,7 +78,7 @@ def _random_tokens(causal: bool, longest: int) -> SimpleNamespace:
     encoder-decoder, pairs."""
     facts = {"vocab": VOCAB, "length": longest + ROOM, "outputs": 1}
     head = "lm" if causal else "completion"
-    more = {"shape": (longest,), "tokens_per_item": longest, "kind": "synthetic"}
+    more = {"shape": (longest,), "tokens_per_item": longest, "kind": "synthetic", "source_shape": ...}
     return SimpleNamespace(name="random tokens", embed="tokens", head=head, facts=facts, **more)
 
 
