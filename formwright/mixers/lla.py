@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count, split_heads
-from formwright.mixers.cache import Cache, append, empty_cache
+from formwright.mixers.cache import Cache, append_heads, empty_cache
 from formwright.mixers.rotary import rotary, turned
 from formwright.ops.local_linear import local_linear_attention, macs, solves
 from formwright.parts import register
@@ -123,9 +123,7 @@ class LocalLinearAttention(TokenMixer):
         count, end = state["count"], state["count"] + x.shape[1]
         positions = torch.arange(count, end, device=x.device)[:, None]
         q = self._turned(self.query, self.query_norm, x, positions)
-        keys, values = (each.transpose(1, 2) for each in self._keys(x, positions))
-        seen, state = append(state, keys=keys, values=values)
-        k, v = seen["keys"].transpose(1, 2), seen["values"].transpose(1, 2)
+        k, v, state = append_heads(state, *self._keys(x, positions))
         o = local_linear_attention(q, k, v, self.ridge(x), causal=True, backend=self.backend)
         return self.out(o.flatten(2)), state
 

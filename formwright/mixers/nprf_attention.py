@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from formwright.contract import Card, Cost, Layout, TokenMixer, element_size, parameter_count, per_sequence, split_heads
-from formwright.mixers.cache import Cache, append, empty_cache
+from formwright.mixers.cache import Cache, append_heads, empty_cache
 from formwright.mixers.random_features import feature_count, log_features, orthogonal_rows
 from formwright.ops import toeplitz_attention as toeplitz
 from formwright.ops.toeplitz_attention import toeplitz_attention
@@ -110,9 +110,8 @@ class NprfAttention(TokenMixer):
         return empty_cache(like, capacity, keys=(*shape, self.features), values=(*shape, self.head_dim))
 
     def extend(self, x: Tensor, state: Cache) -> tuple[Tensor, Cache]:
-        keys, values = self._features(self.key, x).transpose(1, 2), self._values(x).transpose(1, 2)
-        seen, state = append(state, keys=keys, values=values)
-        return self._mix(x, seen["keys"].transpose(1, 2), seen["values"].transpose(1, 2)), state
+        k, v, state = append_heads(state, self._features(self.key, x), self._values(x))
+        return self._mix(x, k, v), state
 
     def cost(self, layout: Layout, batch: int = 1) -> Cost:
         n, inner = layout.tokens, self.heads * self.head_dim

@@ -4,6 +4,7 @@ PyTorch."""
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -28,16 +29,40 @@ def not_now(device: torch.device) -> str | None:
     return None
 
 
-def trial(
-    what: str, kernels: Op, definition: Op, inputs: Sequence[Tensor], device: torch.device, gradients: bool
+def kernels_refused(
+    backend: str, tokens: int, device: torch.device, refusal: Callable[[], str | None], tried: Callable[[], str | None]
 ) -> str | None:
-    """None where `kernels` on the device agree with `definition` in float64 on the CPU, in outputs and, where asked, in
-    gradients; else what went wrong, which is warned of too. `inputs` are on the CPU, in the dtype to try; `what` names
-    the kernels."""
+    """Why an op's kernels don't compute N = tokens on a device with that backend, as the end of a sentence; None where
+    they do. refusal() is what they can't do, tried() what a trial found, asked last.
+
+    Raises ValueError where backend="triton" asks for what they can't do."""
+    if backend == "triton":
+        if (why := refusal()) is not None:
+            raise ValueError(f"backend='triton' can't compute this: {why}; backend='auto' computes it in PyTorch")
+        return None
+    if backend != "auto":
+        return f"backend={backend!r} was asked for"
+    if tokens == 1:
+        return "one step has nothing to share among them"
+    return not_now(device) or refusal() or tried()
+
+
+def draws() -> Callable[..., Tensor]:
+    """torch.randn for a trial's inputs: the same numbers wherever it runs."""
+    return functools.partial(torch.randn, generator=torch.Generator().manual_seed(0), device="cpu")
+
+
+def trial(
+    what: str, op: Op, inputs: Sequence[Tensor], device: torch.device, dtype: torch.dtype, gradients: bool
+) -> str | None:
+    """None where op(*inputs, backend="triton") on the device in that dtype agrees with backend="torch" in float64 on
+    the CPU, in outputs and, where asked, in gradients; else what went wrong, which is warned of too. `inputs` are on
+    the CPU and rounded to the dtype here; `what` names the op, its dtype and sizes."""
+    inputs = [t.to(dtype) for t in inputs]
     with torch.inference_mode(False), torch.set_grad_enabled(gradients):
-        wanted = _run(definition, [t.double() for t in inputs])
+        wanted = _run(functools.partial(op, backend="torch"), [t.double() for t in inputs])
         try:
-            found = _run(kernels, [t.to(device) for t in inputs])
+            found = _run(functools.partial(op, backend="triton"), [t.to(device) for t in inputs])
         except torch.OutOfMemoryError:
             raise
         # Whatever it is that keeps them from running, the op itself can still be computed.
@@ -45,7 +70,7 @@ def trial(
             wrong = f"the kernels failed when they were tried on this GPU ({type(error).__name__}: {error})"
         else:
             gap = max(_gap(x, y) for x, y in zip(found, wanted, strict=True))
-            if gap <= TOLERANCE[inputs[0].dtype]:
+            if gap <= TOLERANCE[dtype]:
                 return None
             wrong = f"the kernels were wrong by {gap:.1e} when they were tried on this GPU"
     warnings.warn(f"{what} stays in PyTorch: {wrong}; please report it", stacklevel=2)

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from formwright.ops.kernel_trial import not_now, trial
+from formwright.ops.kernel_trial import draws, kernels_refused, trial
 from formwright.ops.recurrence_chunked import ChunkedRecurrence, forward_tiles
-from formwright.ops.recurrence_triton import insist, refusal, triton_recurrence
+from formwright.ops.recurrence_triton import refusal, triton_recurrence
 from formwright.ops.tiles import compute_dtype, padded_size, tile_plan
 
 FORMS = ("auto", "recurrent", "parallel", "chunked")
@@ -182,18 +182,9 @@ def _kernels_refused(
     backend: str,
 ) -> str | None:
     """Why Triton's kernels don't compute this, None where they do."""
-    if backend == "triton":
-        insist(refusal(device, dtype, key, value, form))
-        return None
-    if backend != "auto":
-        return f"backend={backend!r} was asked for"
-    if tokens == 1:
-        return "one step has nothing to share among them"
-    return (
-        not_now(device)
-        or refusal(device, dtype, key, value, form)
-        or kernels_tried(device, dtype, key, value, log_decay, beta, torch.is_grad_enabled())
-    )
+    able = functools.partial(refusal, device, dtype, key, value, form)
+    tried = functools.partial(kernels_tried, device, dtype, key, value, log_decay, beta, torch.is_grad_enabled())
+    return kernels_refused(backend, tokens, device, able, tried)
 
 
 @functools.cache
@@ -208,8 +199,7 @@ def kernels_tried(
 ) -> str | None:
     """What was wrong with Triton's kernels for such inputs when they were tried on this device, None where nothing was:
     two heads, three chunks of which the last is not full."""
-    shape = (1, 130, 2)
-    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0), device="cpu")
+    shape, draw = (1, 130, 2), draws()
     q, k, v, state = (draw(*shape, key), draw(*shape, key), draw(*shape, value), draw(1, 2, key, value))
     decays = {None: [], "scalar": [draw(shape)], "diagonal": [draw(*shape, key)]}[log_decay]
     inputs = [q, F.normalize(k, dim=-1), v, state, *(-t.abs() for t in decays), *([draw(shape).sigmoid()] * beta)]
@@ -218,9 +208,8 @@ def kernels_tried(
         options = dict(zip(("log_decay",) * len(decays) + ("beta",) * beta, rest, strict=True))
         return linear_recurrence(q, k, v, state=state, scale=0.3, backend=backend, **options)
 
-    kernels, definition = (functools.partial(op, backend=name) for name in ("triton", "torch"))
     what = f"linear_recurrence ({dtype}, K={key}, V={value}, decay: {log_decay}, delta rule: {beta})"
-    return trial(what, kernels, definition, [t.to(dtype) for t in inputs], device, gradients)
+    return trial(what, op, inputs, device, dtype, gradients)
 
 
 def _together(q: Tensor, v: Tensor, chunk: int) -> tuple[int, int]:

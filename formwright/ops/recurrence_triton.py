@@ -34,12 +34,6 @@ def missing(device: torch.device) -> str | None:
     return None
 
 
-def insist(refused: str | None) -> None:
-    """Raise ValueError where backend="triton" was asked for and `refused` says why it can't be."""
-    if refused is not None:
-        raise ValueError(f"backend='triton' can't compute this: {refused}; backend='auto' computes it in PyTorch")
-
-
 def refusal(device: torch.device, dtype: torch.dtype, key: int, value: int, form: str = "auto") -> str | None:
     """Why the kernels can't compute this, as the end of a sentence; None where they can."""
     if reason := missing(device):

@@ -20,8 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from formwright.ops.kernel_trial import not_now, trial
-from formwright.ops.recurrence_triton import insist
+from formwright.ops.kernel_trial import draws, kernels_refused, trial
 from formwright.ops.scan_triton import LinearScan, scan_refusal
 
 FORMS = ("auto", "recurrent", "parallel", "chunked")
@@ -109,27 +108,21 @@ def flops(*shape: int) -> int:
 
 def _kernel_refused(device: torch.device, dtype: torch.dtype, tokens: int, form: str, backend: str) -> str | None:
     """Why Triton's kernel doesn't compute this, None where it does."""
-    if backend == "triton":
-        insist(scan_refusal(device, dtype, form))
-        return None
-    if backend != "auto":
-        return f"backend={backend!r} was asked for"
-    if tokens == 1:
-        return "one step has nothing to share among them"
-    return not_now(device) or scan_refusal(device, dtype, form) or kernel_tried(device, dtype, torch.is_grad_enabled())
+    able = functools.partial(scan_refusal, device, dtype, form)
+    tried = functools.partial(kernel_tried, device, dtype, torch.is_grad_enabled())
+    return kernels_refused(backend, tokens, device, able, tried)
 
 
 @functools.cache
 def kernel_tried(device: torch.device, dtype: torch.dtype, gradients: bool) -> str | None:
     """What was wrong with Triton's kernel when it was tried on this device, None where nothing was."""
-    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0), device="cpu")
-    a, b, state = (draw(shape).to(dtype) for shape in ((2, 130, 33), (2, 130, 33), (2, 33)))
+    draw = draws()
+    a, b, state = (draw(shape) for shape in ((2, 130, 33), (2, 130, 33), (2, 33)))
 
     def op(a: Tensor, b: Tensor, state: Tensor, backend: str) -> tuple[Tensor, Tensor]:
         return linear_scan(a, b, state=state, backend=backend)
 
-    kernel, definition = (functools.partial(op, backend=name) for name in ("triton", "torch"))
-    return trial(f"linear_scan ({dtype})", kernel, definition, [a.sigmoid(), b, state], device, gradients)
+    return trial(f"linear_scan ({dtype})", op, [a.sigmoid(), b, state], device, dtype, gradients)
 
 
 def _choose(form: str, tokens: int, device: str) -> tuple[str, str]:

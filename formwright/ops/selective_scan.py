@@ -25,8 +25,7 @@ import math
 import torch
 from torch import Tensor
 
-from formwright.ops.kernel_trial import not_now, trial
-from formwright.ops.recurrence_triton import insist
+from formwright.ops.kernel_trial import draws, kernels_refused, trial
 from formwright.ops.scan_triton import SelectiveScan, selective_refusal
 from formwright.ops.tiles import Tile, Workspace, compute_dtype, tile_plan
 
@@ -103,25 +102,15 @@ def explain(
 
 def _kernels_refused(device: torch.device, dtype: torch.dtype, tokens: int, states: int, backend: str) -> str | None:
     """Why Triton's kernels don't compute this, None where they do."""
-    if backend == "triton":
-        insist(selective_refusal(device, dtype, states))
-        return None
-    if backend != "auto":
-        return f"backend={backend!r} was asked for"
-    if tokens == 1:
-        return "one step has nothing to share among them"
-    return (
-        not_now(device)
-        or selective_refusal(device, dtype, states)
-        or kernels_tried(device, dtype, states, torch.is_grad_enabled())
-    )
+    able = functools.partial(selective_refusal, device, dtype, states)
+    tried = functools.partial(kernels_tried, device, dtype, states, torch.is_grad_enabled())
+    return kernels_refused(backend, tokens, device, able, tried)
 
 
 @functools.cache
 def kernels_tried(device: torch.device, dtype: torch.dtype, states: int, gradients: bool) -> str | None:
     """What was wrong with Triton's kernels when they were tried on this device, None where nothing was."""
-    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0), device="cpu")
-    wide, narrow = (2, 130, 33), (2, 130, states)
+    draw, wide, narrow = draws(), (2, 130, 33), (2, 130, states)
     shapes = {"u": wide, "delta": wide, "a": (33, states), "b": narrow, "c": narrow, "state": (2, 33, states)}
     inputs = {name: draw(shape) for name, shape in shapes.items()}
     inputs["delta"], inputs["a"] = inputs["delta"].sigmoid(), -inputs["a"].abs()
@@ -129,9 +118,7 @@ def kernels_tried(device: torch.device, dtype: torch.dtype, states: int, gradien
     def op(*tensors: Tensor, backend: str) -> tuple[Tensor, Tensor]:
         return selective_scan(*tensors[:5], state=tensors[5], backend=backend)
 
-    kernels, definition = (functools.partial(op, backend=name) for name in ("triton", "torch"))
-    what = f"selective_scan ({dtype}, {states} states)"
-    return trial(what, kernels, definition, [t.to(dtype) for t in inputs.values()], device, gradients)
+    return trial(f"selective_scan ({dtype}, {states} states)", op, list(inputs.values()), device, dtype, gradients)
 
 
 def macs(batch: int, tokens: int, dim: int, state: int) -> int:

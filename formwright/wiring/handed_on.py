@@ -1,7 +1,4 @@
-"""What a wiring around one stack hands on to it as it is. The functions are methods of such wirings; `stack` is theirs.
-
-y = stack(x)
-"""
+"""What a wiring around one stack hands on to it as it is. The functions are methods of such wirings."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import torch
 
 from formwright import parts
 from formwright.contract import Layout
-from formwright.ops import recurrence, recurrence_triton, scan, selective_scan
+from formwright.ops import kernel_trial, recurrence, recurrence_triton, scan, selective_scan
 from formwright.ops.kernel_trial import not_now, trial
 
 INPUTS = [torch.linspace(-1, 1, 12).view(3, 4), torch.linspace(1, 2, 12).view(3, 4)]
@@ -39,11 +39,20 @@ def broken(a, b):
     raise RuntimeError("no such kernel")
 
 
+def tried(kernels, gradients=True):
+    """A trial of them beside `product`."""
+
+    def op(*tensors, backend):
+        return (kernels if backend == "triton" else product)(*tensors)
+
+    return trial("it", op, INPUTS, CPU, torch.float32, gradients)
+
+
 def test_what_agrees_passes():
-    assert trial("it", product, product, INPUTS, CPU, True) is None
+    assert tried(product) is None
     with torch.inference_mode():
-        assert trial("it", product, product, INPUTS, CPU, True) is None
-    assert trial("it", lambda a, b: (a * Wrong.apply(b), a + b), product, INPUTS, CPU, False) is None
+        assert tried(product) is None
+    assert tried(lambda a, b: (a * Wrong.apply(b), a + b), gradients=False) is None
 
 
 @pytest.mark.parametrize(
@@ -57,7 +66,7 @@ def test_what_agrees_passes():
 )
 def test_what_differs_or_fails_is_told_and_warned_of(kernels, word):
     with pytest.warns(UserWarning, match=f"it stays in PyTorch: .*{word}"):
-        assert word in trial("it", kernels, product, INPUTS, CPU, True)
+        assert word in tried(kernels)
 
 
 def test_running_out_of_memory_says_nothing_about_kernels():
@@ -65,7 +74,7 @@ def test_running_out_of_memory_says_nothing_about_kernels():
         raise torch.OutOfMemoryError("full")
 
     with pytest.raises(torch.OutOfMemoryError):
-        trial("it", starved, product, INPUTS, CPU, True)
+        tried(starved)
 
 
 def test_no_trial_without_a_gpu():
@@ -81,11 +90,11 @@ def kinds():
 
 
 @interpreted
-@pytest.mark.parametrize(("tried", "options"), [*kinds()])
+@pytest.mark.parametrize(("asked", "options"), [*kinds()])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("gradients", [True, False])
-def test_the_kernels_pass_their_trial(tried, options, dtype, gradients):
-    assert tried.__wrapped__(CPU, dtype, *options, gradients=gradients) is None
+def test_the_kernels_pass_their_trial(asked, options, dtype, gradients):
+    assert asked.__wrapped__(CPU, dtype, *options, gradients=gradients) is None
 
 
 @interpreted
@@ -100,8 +109,7 @@ def test_a_wrong_kernel_does_not(monkeypatch):
 @pytest.mark.parametrize("offsets", [None, [0, 3, 40, 70]])
 @pytest.mark.parametrize("name", ["gla", "mamba", "mamba2", "gated_deltanet", "kda", "min_gru"])
 def test_mixers_give_the_same_by_the_kernels(name, offsets, monkeypatch):
-    for op in (recurrence, scan, selective_scan):
-        monkeypatch.setattr(op, "not_now", lambda device: None)
+    monkeypatch.setattr(kernel_trial, "not_now", lambda device: None)
     torch.manual_seed(0)
     mixer, x = parts.get(name)(16, causal=True), torch.randn(1, 70, 16, requires_grad=True)
     layout = Layout((70,), offsets=None if offsets is None else torch.tensor(offsets))
